@@ -1,0 +1,45 @@
+# Each command makes its own virtual environment, installs, builds and runs. PYTHON picks the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -type f 2>/dev/null)
+
+.PHONY: demo test soak lint format bench pictures clean
+
+demo: $(VENV)/.built
+	$(BIN)/advcam-fast demo --out demo_run
+
+test: $(VENV)/.built lint
+	$(BIN)/python -m pytest -m "not soak"
+
+soak: $(VENV)/.built
+	$(BIN)/python -m pytest -m soak
+
+lint: $(VENV)/.built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
+
+format: $(VENV)/.built
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(shell find csrc tests \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
+
+bench: $(VENV)/.built
+	$(BIN)/python -m pytest benchmarks --benchmark-only -p no:cacheprovider
+
+# The pictures of the docs.
+pictures: demo
+	$(BIN)/python -m advcam_fast.report.shrink demo_run/pictures/maps.png docs/images/maps.jpg
+
+# An editable install, since tests run from the root import the folder and not an installed wheel. The build tools are
+# installed first, so that it also builds where the machine's own cmake is old.
+$(VENV)/.built: pyproject.toml setup.py CMakeLists.txt $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "setuptools>=77" "pybind11>=2.13" "cmake>=3.28" ninja wheel
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[demo,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo_run advcam_fast/*.so

@@ -1,0 +1,9 @@
+"""advcam_fast: image-level tags in, AdvCAM pseudo masks out, at the speed of the hardware."""
+
+from advcam_fast import ops
+from advcam_fast.climb import ClimbConfig, MapResult, compute_maps
+from advcam_fast.errors import UsageError
+from advcam_fast.models import CamModel, load_model
+
+__all__ = ["CamModel", "ClimbConfig", "MapResult", "UsageError", "compute_maps", "load_model", "ops"]
+__version__ = "0.1.0"

@@ -1,0 +1,222 @@
+"""The command line: `advcam-fast VERB`. Exit codes: 0 done, 2 bad usage, 3 some images failed, 1 could not go on."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+import advcam_fast as af
+from advcam_fast.climb import PRESETS, ClimbConfig, MapMaker
+from advcam_fast.data import Dataset, match_labels, open_dataset
+from advcam_fast.errors import UsageError
+from advcam_fast.pipelines import label as labelling
+from advcam_fast.pipelines.demo import draw_maps, write_photos
+from advcam_fast.pipelines.doctor import advice, diagnose
+from advcam_fast.store import RunFolder, StoreError
+
+app = typer.Typer(
+    help="Image-level tags in, AdvCAM pseudo masks out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines, and no progress bar.")]
+Out = Annotated[Path, typer.Option(help="The run folder; an unfinished run in it goes on.")]
+
+
+def main() -> None:
+    try:
+        app()
+    except (UsageError, StoreError) as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if show:
+        print(f"advcam_fast {af.__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: advcam-fast label --data csv:photos/labels.csv --model efficientnet_lite0 --out run")
+def label(
+    data: Annotated[str, typer.Option(help="folder:DIR, csv:FILE or voc:DIR#split.")],
+    out: Out,
+    model: Annotated[str, typer.Option(help="efficientnet_lite0, resnet50, squeezenet1_1, ..., or any timm name.")],
+    weights: Annotated[str | None, typer.Option(help="A safetensors or torch weights file.")] = None,
+    labels: Annotated[str, typer.Option(help="given: the data's tags. predicted: the model chooses.")] = "given",
+    top_k: Annotated[int | None, typer.Option(help="Predicted: at most so many classes an image.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Predicted: classes of at least this probability.")] = None,
+    class_map: Annotated[Path | None, typer.Option(help="CSV: tag, name or index of the model's class.")] = None,
+    preset: Annotated[str, typer.Option(help=f"{', '.join(PRESETS)}.")] = "general",
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp64: what the network runs in.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    store: Annotated[str, typer.Option(help="Maps are stored as fp16, fp32 or uint8.")] = "fp16",
+    full: Annotated[bool, typer.Option("--full", help="Store the full-size maps too.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try images again that failed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compute the AdvCAM maps of every image of a data set. Stopped at any moment, the same command goes on."""
+    if labels not in ("given", "predicted"):
+        raise UsageError(f"--labels {labels}: wanted is given or predicted")
+    rule = labelling.LabelRule(labels == "predicted", top_k, min_score)
+    config = ClimbConfig.preset(preset).with_settings([*(set_ or []), *([f"dtype={dtype}"] if dtype else [])])
+    dataset = open_dataset(data)
+    net = af.load_model(model, weights, device=labelling.device_of(device))
+    matched = (
+        {}
+        if rule.predicted
+        else labelling.tag_indices(dataset, net, lambda tags, names: match_labels(tags, names, class_map))
+    )
+    settings = {
+        "data": data,
+        "model": {"name": model, "weights": weights or "", "classes": net.num_classes},
+        "labels": {"from": labels, "top_k": top_k or 0, "min_score": -1.0 if min_score is None else min_score},
+        "class_map": {name: matched[name] for name in sorted(matched)},
+        "climb": {"preset": preset, **config.as_dict()},
+        "full": full,
+    }
+    maker = MapMaker(net, config)
+    facts = {
+        "advcam_fast": af.__version__,
+        "device": str(maker.device),
+        "executor": maker.executor,
+        "argv": sys.argv[1:],
+    }
+    with RunFolder.open(out, settings, store=store, retry_failed=retry_failed, info=facts) as run:
+        summary = _label_with_progress(dataset, maker, run, rule, matched, full, as_json)
+    _report(summary, out, as_json)
+
+
+@app.command(epilog="Example: advcam-fast demo --out demo_run")
+def demo(out: Out = Path("demo_run"), preset: str = "general", as_json: Json = False) -> None:
+    """Label a few packaged photos with the packaged classifier and draw their maps: CAM beside AdvCAM."""
+    dataset = open_dataset(write_photos(out / "photos"))
+    net = af.load_model("efficientnet_lite0", device=labelling.device_of("auto"))
+    matched = labelling.tag_indices(dataset, net, match_labels)
+    config = ClimbConfig.preset(preset)
+    with RunFolder.open(out / "run", {"data": "demo", "climb": {"preset": preset, **config.as_dict()}}) as run:
+        summary = _label_with_progress(
+            dataset, MapMaker(net, config), run, labelling.LabelRule(), matched, False, as_json
+        )
+        picture = draw_maps(run, out / "photos", out / "pictures")
+    _report({**summary, "picture": str(picture)}, out / "run", as_json)
+
+
+@app.command(epilog="Example: advcam-fast doctor --json")
+def doctor(as_json: Json = False) -> None:
+    """Tell what is built, which devices and kernels are used, and how to get what is missing."""
+    facts = diagnose()
+    if as_json:
+        print(json.dumps(facts | {"advice": advice(facts)}))
+        return
+    table = Table(show_header=False, box=None)
+    for group in ("versions", "extension", "devices"):
+        table.add_row(group, ", ".join(f"{name} {value}" for name, value in facts[group].items() if value is not None))
+    table.add_row("threads", str(facts["threads"]))
+    for stem, backends in facts["kernels"].items():
+        table.add_row(f"kernel {stem}", ", ".join(f"{device}: {name}" for device, name in backends.items()))
+    printer = Console()
+    printer.print(table)
+    for line in advice(facts) or ["nothing is missing"]:
+        printer.print(f"- {line}", markup=False, soft_wrap=True)
+
+
+def _label_with_progress(
+    dataset: Dataset,
+    maker: MapMaker,
+    run: RunFolder,
+    rule: labelling.LabelRule,
+    matched: dict[str, int],
+    full: bool,
+    as_json: bool,
+) -> dict[str, Any]:
+    """Runs the labelling under a progress bar; what the run holds at its end, or at Ctrl-C."""
+    begin, before, interrupted = time.monotonic(), len(run.done_ids()), False
+    failures: list[tuple[str, str]] = []
+    with _bar(len(dataset.items), before, hidden=as_json) as advance:
+
+        def report(progress: labelling.Progress) -> None:
+            if progress.reason:
+                failures.append((progress.item_id, progress.reason))
+            advance(progress.done)
+
+        try:
+            labelling.label_dataset(dataset, maker, run, rule, matched, full=full, report=report)
+        except KeyboardInterrupt:
+            interrupted = True
+    now = len(run.done_ids()) - before
+    seconds = time.monotonic() - begin
+    return {
+        **run.counts(),
+        "images": len(dataset.items),
+        "done_before": before,
+        "done_now": now,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(now / seconds, 3) if seconds > 0 else 0.0,
+        "executor": maker.executor,
+        "failures": [{"id": item, "reason": reason} for item, reason in failures],
+        "interrupted": interrupted,
+    }
+
+
+@contextmanager
+def _bar(total: int, done: int, hidden: bool) -> Iterator[Any]:
+    columns = (
+        TextColumn("labelling"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    begin = time.monotonic()
+    with Progress(*columns, console=console, disable=hidden) as progress:
+        task = progress.add_task("label", total=total, completed=done, rate="")
+
+        def advance(now: int) -> None:
+            rate = (now - done) / max(time.monotonic() - begin, 1e-9)
+            progress.update(task, completed=now, rate=f"{rate:.2f} images/s")
+
+        yield advance
+
+
+def _report(summary: dict[str, Any], out: Path, as_json: bool) -> None:
+    """Says how the run ended and leaves with its exit code."""
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        for failure in summary["failures"][:20]:
+            console.print(f"failed: {failure['id']}: {failure['reason']}", markup=False, soft_wrap=True)
+        if len(summary["failures"]) > 20:
+            console.print(f"and {len(summary['failures']) - 20} more, see {out / 'manifest'}")
+        console.print(
+            f"{out}: {summary['ok']} of {summary['images']} images have maps, {summary['failed']} failed; "
+            f"{summary['done_now']} done now in {summary['seconds']:.1f} s "
+            f"({summary['images_per_second']:.2f} images/s, executor: {summary['executor']})",
+            markup=False,
+            soft_wrap=True,
+        )
+        if "picture" in summary:
+            console.print(f"look at {summary['picture']}", markup=False, soft_wrap=True)
+        if summary["interrupted"]:
+            console.print("stopped; the same command goes on from here")
+    if summary["interrupted"]:
+        raise typer.Exit(130)
+    if summary["failed"]:
+        raise typer.Exit(3)

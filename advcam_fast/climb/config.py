@@ -1,0 +1,136 @@
+"""ClimbConfig: every number of the method, named presets, and changes by `key=value`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from advcam_fast.errors import UsageError
+
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ClimbConfig:
+    """How an image is climbed and its maps are summed; the defaults are the paper's (preset voc-cvpr2021).
+
+    J = sum_n (y_c - sum_k y_k) - suppression * sum_p M |R - R0|, M = 1[R > mask_threshold * max R],
+    x <- clamp(x + step_size * g / (max|g| + 1e-12), min x, max x), steps - 1 times; the map is the sum of `steps` CAMs
+    over all scales.
+
+    steps: CAMs summed at each scale, >= 1 (1: the plain CAM). steps_at_scale: exceptions, scale -> steps.
+    step_size: the paper's xi, > 0, in units of the normalised image. suppression: lambda, >= 0.
+    mask_threshold: tau, 0 to 1. scales: of the image's sides, > 0, at most 8. flip: climb the mirror image with it.
+    score: y = mean over positions of relu(z) or of z. other_classes: which y_k are subtracted: all of the head, those
+    present in the image, or none. dtype: what the network runs in (the image stays fp32, or fp64 in fp64 runs).
+    Raises UsageError for a value out of range. Source: Lee et al., CVPR 2021, eq. 3-7, and the released code.
+    """
+
+    steps: int = 27
+    step_size: float = 0.08
+    suppression: float = 7.0
+    mask_threshold: float = 0.5
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    steps_at_scale: Mapping[float, int] = field(default_factory=lambda: {0.5: 13})
+    flip: bool = True
+    score: Literal["relu_mean", "mean"] = "relu_mean"
+    other_classes: Literal["all", "present", "none"] = "all"
+    dtype: Literal["fp32", "fp64", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        _check(
+            "scales", self.scales, 1 <= len(self.scales) <= 8 and all(s > 0 for s in self.scales), "1 to 8 scales > 0"
+        )
+        _check("scales", self.scales, len(set(self.scales)) == len(self.scales), "each scale once")
+        _check("steps", self.steps, self.steps >= 1, "a whole number >= 1")
+        strange = [s for s, n in self.steps_at_scale.items() if s not in self.scales or n < 1]
+        _check("steps_at_scale", dict(self.steps_at_scale), not strange, f"scales of {self.scales} with steps >= 1")
+        _check("step_size", self.step_size, self.step_size > 0, "a number > 0")
+        _check("suppression", self.suppression, self.suppression >= 0, "a number >= 0")
+        _check("mask_threshold", self.mask_threshold, 0 <= self.mask_threshold <= 1, "a number from 0 to 1")
+        _check("score", self.score, self.score in ("relu_mean", "mean"), "relu_mean or mean")
+        _check(
+            "other_classes",
+            self.other_classes,
+            self.other_classes in ("all", "present", "none"),
+            "all, present or none",
+        )
+        _check("dtype", self.dtype, self.dtype in DTYPES, " or ".join(DTYPES))
+
+    @classmethod
+    def preset(cls, name: str) -> ClimbConfig:
+        """The settings of that name, see PRESETS. Raises UsageError naming the presets there are."""
+        if name not in PRESETS:
+            near = difflib.get_close_matches(name, PRESETS, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"no preset {name!r}, there are {', '.join(PRESETS)}{hint}")
+        return PRESETS[name]
+
+    def steps_for(self, scale: float) -> int:
+        return self.steps_at_scale.get(scale, self.steps)
+
+    def with_settings(self, settings: Iterable[str]) -> ClimbConfig:
+        """Changed by texts such as "steps=10", "scales=1,1.5", "steps_at_scale=0.5:13" (as `label --set`)."""
+        changes: dict[str, Any] = {}
+        for setting in settings:
+            key, equals, text = setting.partition("=")
+            known = [f.name for f in dataclasses.fields(self)]
+            if not equals or key not in known:
+                raise UsageError(f"--set {setting!r}: wanted is KEY=VALUE with a key of {', '.join(known)}")
+            changes[key] = _parse(key, text)
+        if "scales" in changes and "steps_at_scale" not in changes:
+            changes["steps_at_scale"] = {s: n for s, n in self.steps_at_scale.items() if s in changes["scales"]}
+        return dataclasses.replace(self, **changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for run.toml: tables have text keys there."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return values | {
+            "scales": list(self.scales),
+            "steps_at_scale": {f"{scale:g}": steps for scale, steps in self.steps_at_scale.items()},
+        }
+
+
+def _check(name: str, value: Any, right: bool, wanted: str) -> None:
+    if not right:
+        raise UsageError(f"{name}: {value} came, wanted is {wanted}")
+
+
+def _parse(key: str, text: str) -> Any:
+    try:
+        if key == "scales":
+            return tuple(float(s) for s in text.split(","))
+        if key == "steps_at_scale":
+            return {float(s): int(n) for s, n in (pair.split(":") for pair in text.split(",") if pair)}
+        if key in ("score", "other_classes", "dtype"):
+            return text
+        wanted = {"steps": int, "flip": bool}.get(key, float)
+        value = json.loads(text)
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if type(value) is not wanted:
+            raise ValueError
+        return value
+    except ValueError:
+        raise UsageError(f"--set {key}={text}: that is no value for {key}") from None
+
+
+PRESETS: dict[str, ClimbConfig] = {
+    "voc-cvpr2021": ClimbConfig(),  # the paper's
+    "general": ClimbConfig(
+        steps=8,
+        step_size=0.03,
+        suppression=0.0,
+        scales=(1.0, 1.5, 2.0),
+        steps_at_scale={},
+        score="mean",
+        other_classes="none",
+    ),  # ours
+    "cam": ClimbConfig(steps=1, steps_at_scale={}),  # ours: the plain CAM at the paper's scales
+}

@@ -1,0 +1,45 @@
+"""What every reader of a data SPEC returns."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image: a unique id (its relative path without suffix), its class names (None: no tags given), its mask.
+
+    `problem` is set where the data set itself is broken for this item (an unreadable annotation): such an item is to
+    be recorded as failed for that reason. Whether the image file is there and whole shows only when it is read.
+    """
+
+    id: str
+    path: Path
+    labels: tuple[str, ...] | None = None
+    mask: Path | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The items of a SPEC in a fixed order; mask pixel v > 0 is class_names[v - 1] (None: nothing names classes)."""
+
+    items: Sequence[Item]
+    class_names: tuple[str, ...] | None
+    spec: str
+
+
+def item_ids(paths: Sequence[str]) -> list[str]:
+    """Ids of unique relative POSIX paths: without the suffix, or with it where two items would share an id."""
+    ids = [os.path.splitext(path)[0] for path in paths]
+    while True:
+        count = Counter(ids)
+        shared = [i for i, path in enumerate(paths) if count[ids[i]] > 1 and ids[i] != path]
+        if not shared:
+            return ids
+        for i in shared:
+            ids[i] = paths[i]

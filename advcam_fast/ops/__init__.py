@@ -1,0 +1,7 @@
+"""Every kernel, usable alone. One stem names an op in csrc/, here, in tests/ops/ and in the benchmarks."""
+
+from advcam_fast.ops.cam_accumulate import cam_accumulate
+from advcam_fast.ops.climb_loss import ClimbLoss, climb_loss
+from advcam_fast.ops.climb_step import climb_step
+
+__all__ = ["ClimbLoss", "cam_accumulate", "climb_loss", "climb_step"]

@@ -1,0 +1,95 @@
+"""Every op in plain PyTorch: the oracle of the tests, the tutorial, and the fallback where no kernel was built.
+
+Nothing here is fused or in place (climb_step apart, whose contract is to write its image), and all of it runs in the
+dtype of its inputs: give float64 to get the reference that tests/tolerances.py measures against.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _per_group(values: Tensor, like: Tensor, group_size: int) -> Tensor:
+    """[groups] -> [B, 1, ...], each group's value repeated for its members."""
+    return values.repeat_interleave(group_size).view(-1, *[1] * (like.ndim - 1))
+
+
+def climb_step(
+    image: Tensor,  # [B, ...], B = groups * group_size
+    gradient: Tensor,  # like image
+    step_size: float,
+    group_size: int = 2,
+    network_input: Tensor | None = None,  # like image, any float dtype
+) -> Tensor:  # [groups]
+    """x <- clamp(x + step g / (max|g| + 1e-12), min x, max x), the extrema over each group; returns max|g|."""
+    groups = image.shape[0] // group_size
+    if image.numel() == 0:
+        return image.new_zeros(groups)
+    ascent = gradient.to(image.dtype)
+    largest = ascent.abs().reshape(groups, -1).amax(1)
+    low, high = image.reshape(groups, -1).aminmax(dim=1)
+    step = _per_group(step_size / (largest + 1e-12), image, group_size) * ascent
+    low, high = _per_group(low, image, group_size), _per_group(high, image, group_size)
+    image.copy_(torch.minimum(torch.maximum(image + step, low), high))
+    if network_input is not None:
+        network_input.copy_(image)
+    return largest
+
+
+def climb_loss(
+    logit_map: Tensor,  # [B, C, h, w], B = groups * group_size
+    target: Tensor,  # [groups], int64
+    weight: Tensor,  # [groups, C]
+    positive: Tensor,  # [groups]
+    initial_map: Tensor | None = None,  # [groups, h, w]
+    suppression: float = 0.0,
+    mask_threshold: float = 0.5,
+    rectify: bool = True,
+    group_size: int = 2,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(objective [groups], gradient like logit_map, pair_map [groups, h, w], mask [groups, h, w], score [B, C]).
+
+    The gradient is autograd's here and closed form in the kernels: that they agree is what the tests are for.
+    """
+    groups = logit_map.shape[0] // group_size
+    wide = logit_map if logit_map.dtype == torch.float64 else logit_map.float()
+    with torch.enable_grad():
+        z = wide.detach().requires_grad_()
+        maps = z.unflatten(0, (groups, group_size))  # [groups, members, C, h, w]
+        own = maps[torch.arange(groups, device=z.device), :, target].relu()  # [groups, members, h, w]
+        count = (own.detach() > 0).flatten(2).sum(2).to(z.dtype)  # P_n
+        share = count / (positive * count.sum(1)).clamp(min=torch.finfo(z.dtype).tiny)[:, None]
+        cam = own * share[:, :, None, None]
+        pair_map = cam[:, 0] if group_size == 1 else cam[:, 0] + cam[:, 1].flip(-1)
+        mask = pair_map.detach() > mask_threshold * pair_map.detach().amax((1, 2), keepdim=True)
+        score = (z.relu() if rectify else z).mean((2, 3))
+        start = pair_map.detach() if initial_map is None else initial_map
+        penalty = (mask * (pair_map - start).abs()).sum((1, 2))
+        objective = (weight[:, None] * score.unflatten(0, (groups, group_size))).sum((1, 2)) - suppression * penalty
+        (gradient,) = torch.autograd.grad(objective.sum(), z)
+    layout = torch.empty_like(logit_map)
+    return (
+        objective.detach(),
+        layout.copy_(gradient),
+        pair_map.detach(),
+        mask,
+        score.detach(),
+    )
+
+
+def cam_accumulate(
+    maps: list[Tensor],  # each [N, h_s, w_s]
+    total: Tensor,  # [N, H, W]
+    size: tuple[int, int],  # the maps are resized to this, then cropped to (H, W)
+    normalise: bool = False,
+) -> Tensor:
+    """total + sum_s crop(bilinear(map_s, size)), then divided by (max + 1e-5) per map if asked. Writes total."""
+    height, width = total.shape[-2:]
+    for scale_map in maps:
+        resized = F.interpolate(scale_map[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        total += resized[:, :height, :width]
+    if normalise and total.numel():
+        total /= total.amax((1, 2), keepdim=True) + 1e-5
+    return total

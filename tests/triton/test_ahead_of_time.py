@@ -1,0 +1,158 @@
+"""What the Triton launchers would launch, compiled for GPUs that are not here, and a look at the machine code."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton.language", reason="triton is not installed")  # not "triton": this folder has that name
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET is set: nothing is compiled", allow_module_level=True)
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+TARGETS = [GPUTarget("cuda", arch, 32) for arch in (80, 90, 100)] + [GPUTarget("hip", "gfx942", 64)]
+SM_90 = TARGETS[1]
+F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+class Recorder:
+    """Stands for a kernel in its module and keeps what it is launched with."""
+
+    def __init__(
+        self, kernel: JITFunction, launches: list[tuple[JITFunction, tuple[Any, ...], dict[str, Any]]]
+    ) -> None:
+        self._kernel, self._launches = kernel, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *args, **options: self._launches.append((self._kernel, args, options))
+
+
+def _compiled(stem: str, arguments: tuple[Any, ...], target: GPUTarget) -> Iterator[tuple[str, CompiledKernel]]:
+    """(name, code) of each launch of op `stem`, specialised on its arguments as Triton does when it launches."""
+    module = import_module(f"advcam_fast.ops.triton.{stem}")
+    launches: list[tuple[JITFunction, tuple[Any, ...], dict[str, Any]]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in list(vars(module).items()):
+            if isinstance(value, JITFunction):
+                patch.setattr(module, name, Recorder(value, launches))
+        getattr(module, stem)(*arguments)
+    backend = make_backend(target)
+    for kernel, args, options in launches:
+        options = {**options, "debug": False}
+        bound, specialization, rest = create_function_from_signature(kernel.signature, kernel.params, backend)(
+            *args, **options
+        )
+        parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, rest)
+        source = ASTSource(kernel, signature, constants, attributes)
+        yield kernel.__name__, triton.compile(source, target=target, options=parsed.__dict__)
+
+
+def _step(shape: tuple[int, ...], image: torch.dtype, gradient: torch.dtype, offset: int = 0) -> tuple[Any, ...]:
+    def dense(dtype: torch.dtype) -> Tensor:
+        count = torch.Size(shape).numel()
+        return torch.zeros(count + offset, dtype=dtype)[offset:].view(shape)
+
+    return dense(image), dense(gradient), 0.08, 2, dense(gradient)
+
+
+def _loss(dtype: torch.dtype, layout: torch.memory_format) -> tuple[Any, ...]:
+    groups, classes, wide = 2, 20, F64 if dtype == F64 else F32
+    logit_map = torch.zeros(2 * groups, classes, 24, 32, dtype=dtype).to(memory_format=layout)
+    target = torch.zeros(groups, dtype=torch.int64)
+    weight, positive, initial = (torch.zeros(groups, *rest, dtype=wide) for rest in ((classes,), (), (24, 32)))
+    return logit_map, target, weight, positive, initial
+
+
+def _cam(dtype: torch.dtype) -> tuple[Any, ...]:
+    maps = [torch.zeros(2, *size, dtype=dtype) for size in ((12, 16), (24, 32), (47, 63), (376, 512))]
+    return maps, torch.zeros(2, 375, 500, dtype=dtype), (376, 512), True
+
+
+CASES = {
+    "climb_step bf16": ("climb_step", _step((2, 3, 375, 500), F32, BF16)),
+    "climb_step fp64": ("climb_step", _step((2, 3, 64, 64), F64, F64)),
+    "climb_loss fp32": ("climb_loss", _loss(F32, torch.contiguous_format)),
+    "climb_loss bf16 channels_last": ("climb_loss", _loss(BF16, torch.channels_last)),
+    "climb_loss fp64 channels_last": ("climb_loss", _loss(F64, torch.channels_last)),
+    "cam_accumulate fp32": ("cam_accumulate", _cam(F32)),
+    "cam_accumulate fp64": ("cam_accumulate", _cam(F64)),
+}
+KERNELS = {
+    "climb_step": ["_extrema", "_ascend"],
+    "climb_loss": ["_pair", "_classes", "_objective"],
+    "cam_accumulate": ["_accumulate", "_normalise"],
+}
+
+
+def _memory_of_a_thread(code: CompiledKernel, folder: Path) -> list[int]:
+    """Bytes of local memory and, on AMD, vector registers, that a kernel spills to: all zero if it spills nothing."""
+    if "amdgcn" in code.asm:
+        return [
+            int(n) for n in re.findall(r"\.(?:vgpr_spill_count|private_segment_fixed_size): +(\d+)", code.asm["amdgcn"])
+        ]
+    (folder / "kernel.cubin").write_bytes(code.asm["cubin"])
+    command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", folder / "kernel.cubin"]
+    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", usage)]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: f"{t.backend}-{t.arch}")
+@pytest.mark.parametrize("case", CASES)
+def test_compiles_without_spills_and_atomics(case: str, target: GPUTarget, tmp_path: Path) -> None:
+    stem, arguments = CASES[case]
+    names = []
+    for name, code in _compiled(stem, arguments, target):
+        names.append(name)
+        assert "fp32" not in code.src.signature.values(), f"{name}: a scalar that float64 tensors need whole"
+        assert _memory_of_a_thread(code, tmp_path) == [0, 0], name
+        text = code.asm["ptx" if target.backend == "cuda" else "amdgcn"]
+        assert not re.search(r"\batom\.|\bred\.|_atomic_", text), name
+    assert names == KERNELS[stem]
+
+
+def _ptx(arguments: tuple[Any, ...]) -> dict[str, str]:
+    return {name: code.asm["ptx"] for name, code in _compiled("climb_step", arguments, SM_90)}
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 64, 64), (2, 3, 375, 500)], ids=str)  # n divides by 16, and by 8 alone
+@pytest.mark.parametrize("gradient", [F32, BF16], ids=str)
+def test_streaming_kernels_move_16_bytes_at_a_time(shape: tuple[int, ...], gradient: torch.dtype) -> None:
+    ptx = _ptx(_step(shape, F32, gradient))
+    expected = 4 + 4 if gradient == F32 else 4 + 2  # 2048 elements by 128 threads, of image and gradient
+    for name in ("_extrema", "_ascend"):
+        assert len(re.findall(r"ld\.global\S*\.v4\.b32", ptx[name])) == expected, name
+    # the new image, and the network's input in the gradient's dtype
+    assert len(re.findall(r"st\.global\S*\.v4\.b32", ptx["_ascend"])) == expected
+
+
+@pytest.mark.parametrize(("shape", "offset"), [((2, 3, 5, 9), 0), ((2, 3, 64, 64), 1)], ids=["n", "address"])
+def test_unaligned_tensors_get_narrow_accesses(shape: tuple[int, ...], offset: int) -> None:
+    ptx = _ptx(_step(shape, F32, F32, offset))
+    for name in ("_extrema", "_ascend"):
+        assert ".v4" not in ptx[name], name
+
+
+def test_nan_is_kept_and_bf16_rounded_to_nearest() -> None:
+    ptx = _ptx(_step((2, 3, 64, 64), F32, BF16))
+    assert "max.NaN.f32" in ptx["_extrema"]
+    assert not re.search(r"\bmax\.f32", ptx["_extrema"])
+    assert "max.NaN.f32" in ptx["_ascend"]
+    assert "cvt.rn.bf16" in ptx["_ascend"]
