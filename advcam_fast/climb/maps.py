@@ -162,7 +162,8 @@ def _maker(model: CamModel, config: ClimbConfig) -> MapMaker:
     """The model's maker for this config: folding a network again for every call would cost more than small images."""
     tensors = model.features.state_dict().values() if isinstance(model.features, nn.Module) else ()
     versions = sum(tensor._version for tensor in (*tensors, model.class_weights))
-    key = (config.as_dict(), model.class_weights.device, versions)
+    weights = model.class_weights
+    key = (config.as_dict(), weights.device, weights.dtype, id(model.features), versions)
     if model.executor is None or model.executor[0] != key:
         model.executor = (key, MapMaker(model, config))
     return model.executor[1]

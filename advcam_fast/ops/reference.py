@@ -49,34 +49,32 @@ def climb_loss(
     rectify: bool = True,
     group_size: int = 2,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(objective [groups], gradient like logit_map, pair_map [groups, h, w], mask [groups, h, w], score [B, C]).
+    """(objective [groups], gradient like logit_map, pair_map [groups, h, w], mask [groups, h, w], score [B, C])."""
+    groups, pixels = logit_map.shape[0] // group_size, logit_map.shape[2] * logit_map.shape[3]
+    each = torch.arange(groups, device=logit_map.device)
+    z = logit_map if logit_map.dtype == torch.float64 else logit_map.float()
+    z = z.unflatten(0, (groups, group_size))  # [groups, members, C, h, w]
+    scored = z.relu() if rectify else z
+    score = scored.mean((3, 4))  # y: [groups, members, C]
 
-    The gradient is autograd's here and closed form in the kernels: that they agree is what the tests are for.
-    """
-    groups = logit_map.shape[0] // group_size
-    wide = logit_map if logit_map.dtype == torch.float64 else logit_map.float()
-    with torch.enable_grad():
-        z = wide.detach().requires_grad_()
-        maps = z.unflatten(0, (groups, group_size))  # [groups, members, C, h, w]
-        own = maps[torch.arange(groups, device=z.device), :, target].relu()  # [groups, members, h, w]
-        count = (own.detach() > 0).flatten(2).sum(2).to(z.dtype)  # P_n
-        share = count / (positive * count.sum(1)).clamp(min=torch.finfo(z.dtype).tiny)[:, None]
-        cam = own * share[:, :, None, None]
-        pair_map = cam[:, 0] if group_size == 1 else cam[:, 0] + cam[:, 1].flip(-1)
-        mask = pair_map.detach() > mask_threshold * pair_map.detach().amax((1, 2), keepdim=True)
-        score = (z.relu() if rectify else z).mean((2, 3))
-        start = pair_map.detach() if initial_map is None else initial_map
-        penalty = (mask * (pair_map - start).abs()).sum((1, 2))
-        objective = (weight[:, None] * score.unflatten(0, (groups, group_size))).sum((1, 2)) - suppression * penalty
-        (gradient,) = torch.autograd.grad(objective.sum(), z)
+    own = z[each, :, target].relu()  # [groups, members, h, w]
+    count = (own > 0).flatten(2).sum(2).to(z.dtype)  # P
+    tiny = torch.finfo(z.dtype).tiny  # where nothing is positive, P and so f are 0
+    share = (count / (positive * count.sum(1)).clamp(min=tiny)[:, None])[:, :, None, None]  # f
+    cam = own * share
+    pair_map = cam[:, 0] if group_size == 1 else cam[:, 0] + cam[:, 1].flip(-1)  # R
+    mask = pair_map > mask_threshold * pair_map.amax((1, 2), keepdim=True)  # M
+    difference = torch.zeros_like(pair_map) if initial_map is None else pair_map - initial_map
+    penalty = (mask * difference.abs()).sum((1, 2))
+    objective = (weight[:, None] * score).sum((1, 2)) - suppression * penalty
+
+    slope = (weight / pixels)[:, None, :, None, None]
+    gradient = torch.where(z > 0, slope, 0) if rectify else slope.expand_as(z).clone()
+    pull = suppression * mask * difference.sign()  # of the pair map; each member sees it its own way round
+    pulls = torch.stack([pull, pull.flip(-1)][:group_size], 1)
+    gradient[each, :, target] -= torch.where(own > 0, pulls * share, 0)
     layout = torch.empty_like(logit_map)
-    return (
-        objective.detach(),
-        layout.copy_(gradient),
-        pair_map.detach(),
-        mask,
-        score.detach(),
-    )
+    return objective, layout.copy_(gradient.flatten(0, 1)), pair_map, mask, score.flatten(0, 1)
 
 
 def cam_accumulate(

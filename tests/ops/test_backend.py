@@ -46,7 +46,9 @@ def test_only_its_entry_point_is_exported():
     from advcam_fast import _C
 
     try:
-        symbols = subprocess.run(["nm", "-D", "--defined-only", _C.__file__], capture_output=True, text=True, check=True)
+        symbols = subprocess.run(
+            ["nm", "-D", "--defined-only", _C.__file__], capture_output=True, text=True, check=True
+        )
     except FileNotFoundError:
         pytest.skip("no nm to read the symbols with")
     assert [line.split()[-1] for line in symbols.stdout.splitlines()] == ["PyInit__C"]

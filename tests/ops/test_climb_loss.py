@@ -49,6 +49,35 @@ def test_values(dtype, start, rectify, group_size, channels_last):
         assert got.gradient.stride() == z.stride()
 
 
+def objective_for_autograd(z, target, weight, positive, initial, suppression, rectify, group_size):
+    """The objective from its definition, pair by pair: P, f and M held constant, as the method does."""
+    total = 0
+    for group in range(len(target)):
+        maps = z[group * group_size : (group + 1) * group_size]
+        own = maps[:, target[group]].relu()
+        count = (own.detach() > 0).sum((1, 2))
+        cam = [own[n] * count[n] / (positive[group] * count.sum()) for n in range(group_size)]
+        pair_map = cam[0] + (cam[1].flip(-1) if group_size == 2 else 0)
+        mask = pair_map.detach() / pair_map.detach().max() > 0.5
+        score = (maps.relu() if rectify else maps).mean((2, 3))
+        penalty = (mask * (pair_map - initial[group]).abs()).sum()
+        total = total + (weight[group] * score).sum() - suppression * penalty
+    return total
+
+
+@pytest.mark.parametrize("group_size", [1, 2])
+@pytest.mark.parametrize("rectify", [True, False])
+def test_closed_form_is_autograds(rectify, group_size):
+    z, *rest = case((20, 7, 9), torch.float64, group_size)
+    z.requires_grad_()
+    want = objective_for_autograd(z, *rest, 7.0, rectify, group_size)
+    (wanted,) = torch.autograd.grad(want, z)
+    for loss in (ops.climb_loss, reference.climb_loss):
+        objective, gradient, *_ = loss(z.detach(), *rest, 7.0, 0.5, rectify, group_size)
+        close(objective.sum(), want.detach())
+        close(gradient, wanted)
+
+
 def test_planted_sign_error_would_be_seen():
     """The regulariser is large enough in these cases for a wrong sign of it to fail."""
     z, target, weight, positive, initial = case((20, 7, 9), torch.float64)

@@ -1,0 +1,7 @@
+"""Classifiers: any features with a linear head, networks by name, and their frozen executors."""
+
+from advcam_fast.models.cam_model import CamModel
+from advcam_fast.models.frozen import FrozenFeatures, freeze
+from advcam_fast.models.load import available_models, load_model
+
+__all__ = ["CamModel", "FrozenFeatures", "available_models", "freeze", "load_model"]
