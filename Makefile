@@ -31,7 +31,7 @@ bench: $(VENV)/.built
 
 # The pictures of the docs.
 pictures: demo
-	$(BIN)/python -m advcam_fast.report.shrink demo_run/pictures/maps.png docs/images/maps.jpg
+	$(BIN)/python -c "from PIL import Image; Image.open('demo_run/pictures/maps.png').save('docs/maps.jpg', quality=88)"
 
 # An editable install, since tests run from the root import the folder and not an installed wheel. The build tools are
 # installed first, so that it also builds where the machine's own cmake is old.

@@ -101,7 +101,8 @@ def plain_maps(
         order = [label, *(other for other in labels if other != label)]
         totals, starts = [], []
         for scale in config.scales:
-            pair = flip_pair(pixels, scale, mean, std).to(head.dtype)
+            factor = scale * config.base_side / (height * width) ** 0.5 if config.base_side else scale
+            pair = flip_pair(pixels, factor, mean, std).to(head.dtype)
             total, start = plain_climb(network, head, pair, order, config, config.steps_for(scale))
             totals.append(total)
             starts.append(start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,7 +27,9 @@ class ClimbConfig:
 
     steps: CAMs summed at each scale, >= 1 (1: the plain CAM). steps_at_scale: exceptions, scale -> steps.
     step_size: the paper's xi, > 0, in units of the normalised image. suppression: lambda, >= 0.
-    mask_threshold: tau, 0 to 1. scales: of the image's sides, > 0, at most 8. flip: climb the mirror image with it.
+    mask_threshold: tau, 0 to 1. scales: of the image's sides, > 0, at most 8. base_side: scale 1 has the area of
+    a square of this side in pixels, so that the work does not grow with the photo; 0: scale 1 is the image itself.
+    flip: climb the mirror image with it.
     score: y = mean over positions of relu(z) or of z. other_classes: which y_k are subtracted: all of the head, those
     present in the image, or none. dtype: what the network runs in (the image stays fp32, or fp64 in fp64 runs).
     Raises UsageError for a value out of range. Source: Lee et al., CVPR 2021, eq. 3-7, and the released code.
@@ -38,6 +41,7 @@ class ClimbConfig:
     mask_threshold: float = 0.5
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     steps_at_scale: Mapping[float, int] = field(default_factory=lambda: {0.5: 13})
+    base_side: int = 0
     flip: bool = True
     score: Literal["relu_mean", "mean"] = "relu_mean"
     other_classes: Literal["all", "present", "none"] = "all"
@@ -54,6 +58,7 @@ class ClimbConfig:
         _check("step_size", self.step_size, self.step_size > 0, "a number > 0")
         _check("suppression", self.suppression, self.suppression >= 0, "a number >= 0")
         _check("mask_threshold", self.mask_threshold, 0 <= self.mask_threshold <= 1, "a number from 0 to 1")
+        _check("base_side", self.base_side, self.base_side >= 0, "a number of pixels, or 0 for the image's size")
         _check("score", self.score, self.score in ("relu_mean", "mean"), "relu_mean or mean")
         _check(
             "other_classes",
@@ -71,6 +76,10 @@ class ClimbConfig:
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UsageError(f"no preset {name!r}, there are {', '.join(PRESETS)}{hint}")
         return PRESETS[name]
+
+    def factor(self, scale: float, height: int, width: int) -> float:
+        """What the sides of an image are multiplied by at a scale."""
+        return scale * self.base_side / math.sqrt(height * width) if self.base_side else scale
 
     def steps_for(self, scale: float) -> int:
         return self.steps_at_scale.get(scale, self.steps)
@@ -110,7 +119,7 @@ def _parse(key: str, text: str) -> Any:
             return {float(s): int(n) for s, n in (pair.split(":") for pair in text.split(",") if pair)}
         if key in ("score", "other_classes", "dtype"):
             return text
-        wanted = {"steps": int, "flip": bool}.get(key, float)
+        wanted = {"steps": int, "base_side": int, "flip": bool}.get(key, float)
         value = json.loads(text)
         if wanted is float and type(value) is int:
             value = float(value)
@@ -128,6 +137,7 @@ PRESETS: dict[str, ClimbConfig] = {
         step_size=0.03,
         suppression=0.0,
         scales=(1.0, 1.5, 2.0),
+        base_side=288,
         steps_at_scale={},
         score="mean",
         other_classes="none",

@@ -71,8 +71,7 @@ class MapMaker:
             for at in range(0, len(batch.views), most):
                 yield from self._climb(batch._replace(views=batch.views[at : at + most]), images, labels)
             return
-        scales = self.config.scales
-        views = torch.stack([resize_image(images[view.image], scales[view.scale]) for view in batch.views])
+        views = torch.stack([self._resized(images[view.image], view.scale) for view in batch.views])
         classes = torch.tensor([list(labels[view.image]) for view in batch.views], device=self.device)
         try:
             done = self.climber.climb(views, classes, batch.steps, self.max_pairs)
@@ -87,6 +86,10 @@ class MapMaker:
             return
         torch.cuda.empty_cache()
         yield from self._climb(batch, images, labels)
+
+    def _resized(self, image: Tensor, scale: int) -> Tensor:
+        height, width = image.shape[1:]
+        return resize_image(image, self.config.factor(self.config.scales[scale], height, width))
 
     def _merge(
         self, image: int, size: tuple[int, int], labels: Sequence[int], climbed: dict[View, Climbed]

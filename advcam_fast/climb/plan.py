@@ -31,6 +31,6 @@ def plan_batches(sizes: Sequence[tuple[int, int]], label_counts: Sequence[int], 
     alike: dict[tuple[int, int, int, int], list[View]] = defaultdict(list)
     for image, (size, labels) in enumerate(zip(sizes, label_counts, strict=True)):
         for index, scale in enumerate(config.scales if labels else ()):
-            height, width = scaled_size(*size, scale)
+            height, width = scaled_size(*size, config.factor(scale, *size))
             alike[height, width, labels, config.steps_for(scale)].append(View(image, index))
     return [Batch(tuple(views), steps) for (*_, steps), views in sorted(alike.items())]

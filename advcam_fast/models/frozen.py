@@ -46,10 +46,18 @@ def freeze(features: Features, dtype: torch.dtype = torch.float32, channels_last
         network, executor = _folded(network), "folded"
     except Exception as error:  # a user's network may fail to trace or to run in any way at all
         executor = f"frozen, not folded: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    _write_activations_apart(network)
     network = network.to(dtype)
     if channels_last:
         network = network.to(memory_format=torch.channels_last)
     return FrozenFeatures(network, executor, channels_last)
+
+
+def _write_activations_apart(network: nn.Module) -> None:
+    """ReLU's gradient reads its output, but that of ReLU6 and others their input: in place, autograd would clone it."""
+    for module in network.modules():
+        if isinstance(module, (nn.Hardtanh, nn.Hardswish, nn.SiLU, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU)):
+            module.inplace = False
 
 
 def _refuse_batch_statistics(features: nn.Module) -> None:

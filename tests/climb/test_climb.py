@@ -97,6 +97,7 @@ def test_single_step_in_fp32(resnet, start):
         dict(steps=1, steps_at_scale={}),
         dict(steps=2, steps_at_scale={0.5: 1}),
         dict(scales=(1.0,), steps_at_scale={}),
+        dict(base_side=20),
     ],
     ids=str,
 )

@@ -48,6 +48,7 @@ def test_settings_from_text():
         ("scales=1,-2", "scales > 0"),
         ("steps_at_scale=3:4", "steps_at_scale"),
         ("mask_threshold=1.5", "0 to 1"),
+        ("base_side=-4", "base_side: -4 came"),
         ("flip=1", "no value for flip"),
         ("score=loud", "relu_mean or mean"),
         ("other_classes=some", "all, present or none"),
