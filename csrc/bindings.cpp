@@ -29,9 +29,6 @@ int threads_or_all(int threads) {
 template <class Call>
 using CudaLauncher = std::common_type_t<const char* (*)(const Call&, void* workspace, int device, void* stream)>;
 
-template <class Call>
-using CudaLauncher = std::common_type_t<const char* (*)(const Call&, void* workspace, int device, void* stream)>;
-
 // Runs the launcher of the device that `on` lives on. The workspace belongs to the CUDA kernels alone.
 template <class Call>
 void dispatch(const Call& call, const TensorView& on, py::handle workspace, int64_t workspace_size, Stream stream,
@@ -45,19 +42,22 @@ void dispatch(const Call& call, const TensorView& on, py::handle workspace, int6
   if (!cuda)
     throw std::runtime_error(
         "advcam_fast was built without CUDA: reinstall with nvcc on PATH (or CUDA_HOME set) and ADVCAM_CUDA=ON");
-  if (workspace.is_none())
-    throw py::value_error("workspace: none came, wanted are " + std::to_string(workspace_size) + " elements on " +
-                          on.name + "'s device");
-  TensorView space("workspace", workspace);
-  space.on_device_of(on), space.writable(), space.contiguous();
-  if (space.numel < workspace_size)
-    throw py::value_error("workspace: " + std::to_string(space.numel) + " elements came, wanted are " +
-                          std::to_string(workspace_size));
+  std::optional<TensorView> space;
+  if (workspace_size) {
+    if (workspace.is_none())
+      throw py::value_error("workspace: none came, wanted are " + std::to_string(workspace_size) + " elements on " +
+                            on.name + "'s device");
+    space.emplace("workspace", workspace);
+    space->on_device_of(on), space->writable(), space->contiguous();
+    if (space->numel < workspace_size)
+      throw py::value_error("workspace: " + std::to_string(space->numel) + " elements came, wanted are " +
+                            std::to_string(workspace_size));
+  }
   void* s = stream ? reinterpret_cast<void*>(*stream) : on.current_stream();
   const char* error;
   {
     py::gil_scoped_release released;
-    error = cuda(call, space.data, on.device.id, s);
+    error = cuda(call, space ? space->data : nullptr, on.device.id, s);
   }
   if (error) throw std::runtime_error(std::string("CUDA launch failed: ") + error + " (nvidia-smi shows the driver)");
 }
@@ -121,7 +121,7 @@ void check_targets(const TensorView& target, int64_t classes) {
 void climb_loss(py::handle logit_map_, py::handle target_, py::handle weight_, py::handle positive_,
                 py::handle initial_, double suppression, double mask_threshold, bool rectify, int members,
                 py::handle objective_, py::handle gradient_, py::handle pair_map_, py::handle mask_, py::handle score_,
-                py::handle workspace, Stream stream, int threads) {
+                Stream stream, int threads) {
   if (members != 1 && members != 2)
     throw py::value_error("members: " + std::to_string(members) + " came, wanted is 1 or 2");
   TensorView z("logit_map", logit_map_), target("target", target_), weight("weight", weight_),
@@ -161,8 +161,7 @@ void climb_loss(py::handle logit_map_, py::handle target_, py::handle weight_, p
   call.gradient = gradient ? gradient->data : nullptr;
   call.groups = groups, call.classes = classes, call.height = h, call.width = w, call.members = members;
   call.suppression = suppression, call.mask_threshold = mask_threshold, call.rectify = rectify;
-  dispatch(call, z, workspace, groups * cuda::kClimbLossFields, stream, threads, &cpu::climb_loss,
-           CUDA_LAUNCHER(climb_loss));
+  dispatch(call, z, py::none(), 0, stream, threads, &cpu::climb_loss, CUDA_LAUNCHER(climb_loss));
 }
 
 void cam_accumulate(const std::vector<py::object>& maps, py::handle total_, int64_t rows, int64_t columns,
@@ -202,15 +201,13 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "advcam_fast's kernels for any DLPack producer, zero-copy. The public face is advcam_fast.ops.";
   m.attr("cuda_compiled") = kCuda;
   m.attr("climb_step_workspace") = kClimbStepParts * kClimbStepFields;
-  m.attr("climb_loss_workspace") = cuda::kClimbLossFields;
   m.attr("cam_accumulate_workspace") = cuda::kCamAccumulateParts;
   const py::none none;
   m.def("climb_step", &climb_step, arg("image"), arg("gradient"), arg("gradient_max"), arg("step"),
         arg("network_input") = none, arg("workspace") = none, arg("stream") = none, arg("num_threads") = 0);
   m.def("climb_loss", &climb_loss, arg("logit_map"), arg("target"), arg("weight"), arg("positive"), arg("initial_map"),
         arg("suppression"), arg("mask_threshold"), arg("rectify"), arg("members"), arg("objective"), arg("gradient"),
-        arg("pair_map"), arg("mask"), arg("score"), arg("workspace") = none, arg("stream") = none,
-        arg("num_threads") = 0);
+        arg("pair_map"), arg("mask"), arg("score"), arg("stream") = none, arg("num_threads") = 0);
   m.def("cam_accumulate", &cam_accumulate, arg("maps"), arg("total"), arg("rows"), arg("columns"), arg("normalise"),
         arg("workspace") = none, arg("stream") = none, arg("num_threads") = 0);
 }

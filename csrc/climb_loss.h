@@ -41,8 +41,7 @@ namespace cpu {
 void climb_loss(const ClimbLoss&, int threads);
 }
 namespace cuda {
-constexpr int kClimbLossFields = 4;  // f_0, f_1, threshold tau * max R, regulariser's sum
-// workspace: [groups, kClimbLossFields] of acc dtype; need not be cleared. Returns null, or the text of the CUDA error.
+// workspace is not used. Returns null, or the text of the CUDA error.
 const char* climb_loss(const ClimbLoss&, void* workspace, int device, void* stream);
 }  // namespace cuda
 }  // namespace advcam

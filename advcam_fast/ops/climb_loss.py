@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from advcam_fast._native import NATIVE
-from advcam_fast.ops.backend import LIBRARY, define, fallback, workspace
+from advcam_fast.ops.backend import LIBRARY, define, fallback
 
 
 class ClimbLoss(NamedTuple):
@@ -72,7 +72,6 @@ def _run(
         pair_map,
         mask,
         score,
-        workspace(objective, objective.numel() * NATIVE.climb_loss_workspace),
         num_threads=torch.get_num_threads(),
     )
     return out
@@ -161,5 +160,7 @@ def climb_loss(
             f"logit_map: shape {tuple(logit_map.shape)} with group_size {group_size} came, "
             "wanted is [groups * group_size, classes, height, width] and group_size 1 or 2"
         )
+    if logit_map.shape[1:].numel() == 0:
+        raise ValueError(f"logit_map: shape {tuple(logit_map.shape)} came, wanted are one class and one position at least")
     arguments = (target, weight, positive, initial_map, suppression, mask_threshold, rectify, group_size)
     return ClimbLoss(*torch.ops.advcam_fast.climb_loss(logit_map, *arguments))

@@ -1,0 +1,206 @@
+"""The CUDA launchers, run on the CPU executor through ctypes. Outputs and workspaces begin as NaN."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # the order of csrc/dtype.h, then none
+NONE = 4
+STEP_PARTS, STEP_FIELDS, ACCUMULATE_PARTS, MAX_SCALES = 64, 3, 64, 8  # the constants of csrc/*.h
+
+
+def load_reference() -> ModuleType:
+    """advcam_fast/ops/reference.py from its file: the oracle needs no built package."""
+    path = Path(__file__).parents[2] / "advcam_fast" / "ops" / "reference.py"
+    spec = importlib.util.spec_from_file_location("advcam_reference", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+reference = load_reference()
+
+
+class ClimbStepArguments(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("image", "gradient", "network_input", "gradient_max")),
+        *((name, ctypes.c_int) for name in ("image_dtype", "gradient_dtype", "network_dtype")),
+        *((name, ctypes.c_int64) for name in ("groups", "n")),
+        ("step", ctypes.c_double),
+    ]
+
+
+class ClimbLossArguments(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("logit_map", "target", "weight", "positive", "initial_map")),
+        *((name, ctypes.c_void_p) for name in ("pair_map", "mask", "score", "objective", "gradient")),
+        ("dtype", ctypes.c_int),
+        *((name, ctypes.c_int64) for name in ("groups", "classes", "height", "width")),
+        ("members", ctypes.c_int),
+        *((name, ctypes.c_int64) for name in ("stride_item", "stride_class", "stride_pixel")),
+        *((name, ctypes.c_double) for name in ("suppression", "mask_threshold")),
+        ("rectify", ctypes.c_bool),
+    ]
+
+
+class CamAccumulateArguments(ctypes.Structure):
+    _fields_ = [
+        ("map", ctypes.c_void_p * MAX_SCALES),
+        ("map_height", ctypes.c_int64 * MAX_SCALES),
+        ("map_width", ctypes.c_int64 * MAX_SCALES),
+        ("scales", ctypes.c_int),
+        ("total", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("count", "height", "width", "rows", "columns")),
+        ("dtype", ctypes.c_int),
+        ("normalise", ctypes.c_bool),
+    ]
+
+
+class Loss(NamedTuple):
+    objective: Tensor  # [groups]
+    gradient: Tensor | None  # like logit_map
+    pair_map: Tensor  # [groups, h, w]
+    mask: Tensor  # [groups, h, w]
+    score: Tensor  # [B, C]
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _poison(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:
+    return torch.full(shape, float("nan"), dtype=dtype)
+
+
+class Kernels:
+    """The launchers of one shared library. A text returned by a launcher is raised as RuntimeError."""
+
+    def __init__(self, path: Path) -> None:
+        self.library = ctypes.CDLL(str(path))
+        arguments = (ClimbStepArguments, ClimbLossArguments, CamAccumulateArguments)
+        for name, structure in zip(("climb_step", "climb_loss", "cam_accumulate"), arguments, strict=True):
+            launcher = getattr(self.library, name)
+            launcher.argtypes = [ctypes.POINTER(structure), ctypes.c_void_p, ctypes.c_int]
+            launcher.restype = ctypes.c_char_p
+        self.library.launch_count.restype = ctypes.c_int64
+        bytes_in_c = (ctypes.c_int64 * 3)()
+        self.library.argument_bytes(bytes_in_c)
+        assert list(bytes_in_c) == [ctypes.sizeof(a) for a in arguments], "csrc/*.h and this file disagree"
+
+    def run(self, name: str, arguments: ctypes.Structure, workspace: Tensor, device: int = 0) -> None:
+        error = getattr(self.library, name)(ctypes.byref(arguments), workspace.data_ptr(), device)
+        if error is not None:
+            raise RuntimeError(error.decode())
+
+    def launches(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """(grid, block) of every launch since the last call."""
+        shapes = []
+        for i in range(self.library.launch_count()):
+            shape = (ctypes.c_uint * 6)()
+            self.library.launch_shape(ctypes.c_int64(i), shape)
+            shapes.append((tuple(shape[:3]), tuple(shape[3:])))
+        self.library.forget_launches()
+        return shapes
+
+    def climb_step(
+        self,
+        image: Tensor,  # [groups, n], written
+        gradient: Tensor,  # [groups, n]
+        step: float,
+        network_input: Tensor | None = None,  # [groups, n], written
+        device: int = 0,
+    ) -> Tensor:  # [groups]
+        groups, n = image.shape
+        largest = _poison((groups,), image.dtype)
+        arguments = ClimbStepArguments(
+            image=_pointer(image),
+            gradient=_pointer(gradient),
+            network_input=_pointer(network_input),
+            gradient_max=_pointer(largest),
+            image_dtype=DTYPES.index(image.dtype),
+            gradient_dtype=DTYPES.index(gradient.dtype),
+            network_dtype=NONE if network_input is None else DTYPES.index(network_input.dtype),
+            groups=groups,
+            n=n,
+            step=step,
+        )
+        self.run("climb_step", arguments, _poison((groups, STEP_PARTS, STEP_FIELDS), image.dtype), device)
+        return largest
+
+    def climb_loss(
+        self,
+        logit_map: Tensor,  # [B, C, h, w], contiguous or channels-last
+        target: Tensor,  # [groups]
+        weight: Tensor,  # [groups, C]
+        positive: Tensor,  # [groups]
+        initial_map: Tensor | None = None,  # [groups, h, w]
+        suppression: float = 0.0,
+        mask_threshold: float = 0.5,
+        rectify: bool = True,
+        group_size: int = 2,
+        want_gradient: bool = True,
+    ) -> Loss:
+        items, classes, height, width = logit_map.shape
+        groups, acc = items // group_size, weight.dtype
+        out = Loss(
+            _poison((groups,), acc),
+            torch.full_like(logit_map, float("nan")) if want_gradient else None,
+            _poison((groups, height, width), acc),
+            torch.full((groups, height, width), 7, dtype=torch.uint8),
+            _poison((items, classes), acc),
+        )
+        planar = logit_map.is_contiguous()
+        arguments = ClimbLossArguments(
+            logit_map=_pointer(logit_map),
+            target=_pointer(target),
+            weight=_pointer(weight),
+            positive=_pointer(positive),
+            initial_map=_pointer(initial_map),
+            **{name: _pointer(tensor) for name, tensor in out._asdict().items()},
+            dtype=DTYPES.index(logit_map.dtype),
+            groups=groups,
+            classes=classes,
+            height=height,
+            width=width,
+            members=group_size,
+            stride_item=classes * height * width,
+            stride_class=height * width if planar else 1,
+            stride_pixel=1 if planar else classes,
+            suppression=suppression,
+            mask_threshold=mask_threshold,
+            rectify=rectify,
+        )
+        self.run("climb_loss", arguments, torch.empty(0))
+        return out
+
+    def cam_accumulate(
+        self,
+        maps: list[Tensor],  # each [N, h_s, w_s]
+        total: Tensor,  # [N, H, W], written
+        size: tuple[int, int],
+        normalise: bool = False,
+    ) -> Tensor:
+        arguments = CamAccumulateArguments(
+            scales=len(maps),
+            total=_pointer(total),
+            count=total.shape[0],
+            height=total.shape[1],
+            width=total.shape[2],
+            rows=size[0],
+            columns=size[1],
+            dtype=DTYPES.index(total.dtype),
+            normalise=normalise,
+        )
+        for s, scale_map in enumerate(maps):
+            arguments.map[s] = _pointer(scale_map)
+            arguments.map_height[s], arguments.map_width[s] = scale_map.shape[1:]
+        self.run("cam_accumulate", arguments, _poison((total.shape[0], ACCUMULATE_PARTS), total.dtype))
+        return total

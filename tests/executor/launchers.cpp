@@ -1,0 +1,38 @@
+// The CUDA launchers on the CPU executor, as plain C functions for ctypes.
+#include "cam_accumulate.h"
+#include "climb_loss.h"
+#include "climb_step.h"
+#include "executor.h"
+
+extern "C" {
+
+// For the tests to compare with their own declarations of the arguments. [3]
+void argument_bytes(int64_t* bytes) {
+  bytes[0] = sizeof(advcam::ClimbStep);
+  bytes[1] = sizeof(advcam::ClimbLoss);
+  bytes[2] = sizeof(advcam::CamAccumulate);
+}
+
+const char* climb_step(const advcam::ClimbStep* arguments, void* workspace, int device) {
+  return advcam::cuda::climb_step(*arguments, workspace, device, nullptr);
+}
+
+const char* climb_loss(const advcam::ClimbLoss* arguments, void* workspace, int device) {
+  return advcam::cuda::climb_loss(*arguments, workspace, device, nullptr);
+}
+
+const char* cam_accumulate(const advcam::CamAccumulate* arguments, void* workspace, int device) {
+  return advcam::cuda::cam_accumulate(*arguments, workspace, device, nullptr);
+}
+
+int64_t launch_count() { return static_cast<int64_t>(executor::launches.size()); }
+
+// grid x, y, z, block x, y, z of a launch. [6]
+void launch_shape(int64_t launch, unsigned* shape) {
+  const executor::Launch& seen = executor::launches[launch];
+  const unsigned values[] = {seen.grid.x, seen.grid.y, seen.grid.z, seen.block.x, seen.block.y, seen.block.z};
+  std::copy_n(values, 6, shape);
+}
+
+void forget_launches() { executor::launches.clear(); }
+}

@@ -1,0 +1,186 @@
+// sanitizer_driver kernels | few | BUG: the kernels over many shapes, or a few small ones (ThreadSanitizer is slow), or
+// one planted bug. Every tensor is a heap block of its exact size, so that a step over its end is seen. Exit code 3: an
+// error text; a sanitizer's own otherwise.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "cam_accumulate.h"
+#include "climb_loss.h"
+#include "climb_step.h"
+#include "planted_bugs.h"
+
+namespace {
+
+using advcam::DType;
+using Bytes = std::vector<unsigned char>;
+
+int64_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::none:
+      return 0;
+    case DType::f64:
+      return 8;
+    case DType::f32:
+      return 4;
+    default:
+      return 2;
+  }
+}
+
+// Waves of both signs in any float dtype: bf16 and f16 through the bits of a few exact values.
+Bytes waves(DType dtype, int64_t count) {
+  static constexpr uint16_t kBfloat16[] = {0x3f80, 0xbf80, 0x3f00, 0xc000}, kHalf[] = {0x3c00, 0xbc00, 0x3800, 0xc000};
+  Bytes bytes(count * size_of(dtype));
+  for (int64_t i = 0; i < count; ++i) {
+    const double wave = std::sin(0.7 * static_cast<double>(i)) + 0.1;
+    const float single = static_cast<float>(wave);
+    const void* value = dtype == DType::f64    ? static_cast<const void*>(&wave)
+                        : dtype == DType::f32  ? static_cast<const void*>(&single)
+                        : dtype == DType::bf16 ? &kBfloat16[i % 4]
+                                               : &kHalf[i % 4];
+    std::memcpy(bytes.data() + i * size_of(dtype), value, size_of(dtype));
+  }
+  return bytes;
+}
+
+bool succeeded(const char* error) {
+  if (error) std::printf("error: %s\n", error);
+  return !error;
+}
+
+// Elements between the beginning of a heap block, which is aligned, and that of the tensor.
+struct Shift {
+  int64_t first = 0;   // image, logit map or total
+  int64_t second = 0;  // gradient or map
+  int64_t third = 0;   // network's input
+};
+
+bool step(int64_t groups, int64_t n, DType image_dtype, DType gradient_dtype, DType network_dtype, Shift shift = {}) {
+  Bytes image = waves(image_dtype, groups * n + shift.first),
+        gradient = waves(gradient_dtype, groups * n + shift.second);
+  Bytes network((groups * n + shift.third) * size_of(network_dtype)), largest(groups * size_of(image_dtype));
+  Bytes workspace(groups * advcam::kClimbStepParts * advcam::kClimbStepFields * size_of(image_dtype), 0xff);
+  advcam::ClimbStep arguments{};
+  arguments.image = image.data() + shift.first * size_of(image_dtype);
+  arguments.gradient = gradient.data() + shift.second * size_of(gradient_dtype);
+  arguments.network_input =
+      network_dtype == DType::none ? nullptr : network.data() + shift.third * size_of(network_dtype);
+  arguments.gradient_max = largest.data();
+  arguments.image_dtype = image_dtype;
+  arguments.gradient_dtype = gradient_dtype;
+  arguments.network_dtype = network_dtype;
+  arguments.groups = groups;
+  arguments.n = n;
+  arguments.step = 0.08;
+  return succeeded(advcam::cuda::climb_step(arguments, workspace.data(), 0, nullptr));
+}
+
+bool loss(int64_t groups, int members, int64_t classes, int64_t height, int64_t width, DType dtype, bool channels_last,
+          Shift shift = {}) {
+  const DType acc = dtype == DType::f64 ? DType::f64 : DType::f32;
+  const int64_t pixels = height * width, items = groups * members;
+  Bytes logit_map = waves(dtype, items * classes * pixels + shift.first);
+  Bytes gradient((items * classes * pixels + shift.second) * size_of(dtype));
+  Bytes weight = waves(acc, groups * classes), positive = waves(acc, groups), initial = waves(acc, groups * pixels);
+  Bytes pair_map(initial.size()), score(items * classes * size_of(acc)), objective(groups * size_of(acc));
+  Bytes mask(groups * pixels);
+  const std::vector<int64_t> target(groups, classes - 1);
+  advcam::ClimbLoss arguments{};
+  arguments.logit_map = logit_map.data() + shift.first * size_of(dtype);
+  arguments.target = target.data();
+  arguments.weight = weight.data();
+  arguments.positive = positive.data();
+  arguments.initial_map = initial.data();
+  arguments.pair_map = pair_map.data();
+  arguments.mask = mask.data();
+  arguments.score = score.data();
+  arguments.objective = objective.data();
+  arguments.gradient = gradient.data() + shift.second * size_of(dtype);
+  arguments.dtype = dtype;
+  arguments.groups = groups;
+  arguments.classes = classes;
+  arguments.height = height;
+  arguments.width = width;
+  arguments.members = members;
+  arguments.stride_item = classes * pixels;
+  arguments.stride_class = channels_last ? 1 : pixels;
+  arguments.stride_pixel = channels_last ? classes : 1;
+  arguments.suppression = 7;
+  arguments.mask_threshold = 0.5;
+  arguments.rectify = true;
+  return succeeded(advcam::cuda::climb_loss(arguments, nullptr, 0, nullptr));
+}
+
+bool accumulate(int64_t count, int64_t height, int64_t width, int64_t rows, int64_t columns, DType dtype,
+                Shift shift = {}) {
+  Bytes total = waves(dtype, count * height * width + shift.first),
+        workspace(count * advcam::cuda::kCamAccumulateParts * 8, 0xff);
+  const Bytes same = waves(dtype, count * rows * columns + shift.second), small = waves(dtype, count * 2 * 3);
+  advcam::CamAccumulate arguments{};
+  arguments.map[0] = same.data() + shift.second * size_of(dtype);
+  arguments.map_height[0] = rows;
+  arguments.map_width[0] = columns;
+  arguments.map[1] = small.data();
+  arguments.map_height[1] = 2;
+  arguments.map_width[1] = 3;
+  arguments.scales = 2;
+  arguments.total = total.data() + shift.first * size_of(dtype);
+  arguments.count = count;
+  arguments.height = height;
+  arguments.width = width;
+  arguments.rows = rows;
+  arguments.columns = columns;
+  arguments.dtype = dtype;
+  arguments.normalise = true;
+  return succeeded(advcam::cuda::cam_accumulate(arguments, workspace.data(), 0, nullptr));
+}
+
+bool many_shapes() {
+  bool good = true;
+  for (int64_t n : {1, 3, 1023, 4096, 4100, 9001}) {
+    for (DType gradient : {DType::f32, DType::bf16, DType::f16}) {
+      for (DType network : {DType::none, DType::bf16, DType::f16}) good &= step(2, n, DType::f32, gradient, network);
+    }
+    good &= step(2, n, DType::f64, DType::f64, DType::none);
+  }
+  const int64_t maps[][3] = {{1, 1, 1}, {5, 3, 5}, {8, 4, 6}, {21, 7, 9}, {2, 50, 70}, {136, 6, 4}};
+  for (const auto& map : maps) {
+    for (DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16}) {
+      for (int members : {1, 2}) {
+        for (bool last : {false, true}) good &= loss(2, members, map[0], map[1], map[2], dtype, last);
+      }
+    }
+  }
+  for (DType dtype : {DType::f32, DType::f64}) {
+    good &= accumulate(2, 1, 1, 1, 1, dtype) && accumulate(2, 7, 9, 7, 9, dtype) && accumulate(2, 8, 12, 8, 12, dtype);
+    for (Shift shift : {Shift{1, 0}, Shift{0, 1}}) {
+      good &= step(2, 4096, dtype, dtype, DType::none, shift) && accumulate(2, 8, 12, 8, 12, dtype, shift) &&
+              loss(2, 2, 8, 4, 6, dtype, false, shift) && loss(2, 2, 8, 4, 6, dtype, true, shift);
+    }
+    good &= accumulate(2, 15, 17, 16, 32, dtype) && accumulate(1, 40, 64, 48, 64, dtype);
+  }
+  return good && step(2, 4096, DType::f32, DType::f32, DType::bf16, Shift{0, 0, 1});
+}
+
+// Every kernel in its vector and its scalar variant.
+bool few_shapes() {
+  return step(2, 4100, DType::f32, DType::bf16, DType::f16) && step(1, 33, DType::f64, DType::f64, DType::none) &&
+         loss(1, 2, 8, 4, 6, DType::f32, false) && loss(1, 2, 3, 19, 27, DType::f32, false) &&
+         loss(1, 2, 8, 4, 6, DType::f32, true) && loss(1, 1, 5, 3, 5, DType::bf16, true) &&
+         accumulate(1, 8, 12, 8, 12, DType::f32) && accumulate(1, 7, 9, 8, 10, DType::f32);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const std::string what = count == 2 ? arguments[1] : "";
+  if (what == "kernels" || what == "few") {
+    if (!(what == "kernels" ? many_shapes() : few_shapes())) return 3;
+  } else if (!succeeded(run_planted_bug(what))) {
+    return 3;
+  }
+  std::printf("finished\n");
+  return 0;
+}

@@ -1,0 +1,128 @@
+"""What nvcc makes of the kernels, for both architectures: no spills, few registers, wide accesses, no needless FP64."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import CSRC, HERE, KERNELS
+from machine_code import Kernel, find_tool, read_kernels
+
+ARCHITECTURES = (80, 90)
+REGISTERS = 64  # two blocks of 512 threads, or four of 256, on every multiprocessor
+SIZES = {"float": 4, "double": 8, "__half": 2, "__nv_bfloat16": 2, "Absent": 0}
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Kernel]]:
+    """The kernels of each .cu file by its stem."""
+    nvcc, cuobjdump = shutil.which("nvcc"), find_tool("cuobjdump")
+    if nvcc is None or cuobjdump is None or shutil.which("c++filt") is None:
+        pytest.skip("the machine code needs nvcc, cuobjdump (in triton's wheel) and c++filt")
+    folder: Path = tmp_path_factory.mktemp("fatbins")
+    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
+    kernels = {}
+    for source in [*KERNELS, HERE / "planted_machine_code.cu"]:
+        fatbin = folder / f"{source.stem}.fatbin"
+        command = [nvcc, "-std=c++17", "-O3", "-I", str(CSRC), *targets, "--fatbin", str(source), "-o", str(fatbin)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        kernels[source.stem] = read_kernels(fatbin, cuobjdump)
+    return kernels
+
+
+@pytest.fixture(scope="session")
+def kernels(compiled: dict[str, list[Kernel]]) -> list[Kernel]:
+    return [kernel for source in KERNELS for kernel in compiled[source.stem]]
+
+
+@pytest.fixture(scope="session")
+def planted(compiled: dict[str, list[Kernel]]) -> dict[str, Kernel]:
+    return {kernel.name: kernel for kernel in compiled["planted_machine_code"] if kernel.architecture == 90}
+
+
+def uses_stack(kernel: Kernel) -> bool:
+    return bool(kernel.stack or kernel.local or kernel.widths("LDL") or kernel.widths("STL"))
+
+
+def template_arguments(kernel: Kernel) -> list[str]:
+    return re.search(r"<(.*)>", kernel.name)[1].split(", ")  # type: ignore[index]
+
+
+def bytes_moved(kernel: Kernel, operation: str) -> int:
+    """By the accesses of packs: those wider than an element of the computation, which the reductions move singly."""
+    element = 8 if "double" in kernel.name else 4
+    return sum(width for width in kernel.widths(operation) if width > element)
+
+
+def vector_variants(kernels: list[Kernel], stem: str, position: int) -> list[tuple[Kernel, list[str]]]:
+    """Kernels called `stem` whose template argument at `position`, the pack's width, is over 1."""
+    named = [(k, template_arguments(k)) for k in kernels if k.name.startswith(f"{stem}<")]
+    found = [(k, arguments) for k, arguments in named if int(arguments[position]) > 1]
+    assert found, f"no vector variant of {stem}"
+    return found
+
+
+def test_both_architectures_hold_every_kernel(kernels: list[Kernel]) -> None:
+    names = [{k.name for k in kernels if k.architecture == a} for a in ARCHITECTURES]
+    assert names[0] == names[1]
+    assert {name.split("<")[0] for name in names[0]} == {
+        "climb_step_extrema",
+        "climb_step_apply",
+        "climb_loss_rows",
+        "climb_loss_columns",
+        "climb_loss_groups",
+        "cam_accumulate_add",
+        "cam_accumulate_normalise",
+    }
+
+
+def test_no_kernel_uses_the_stack(kernels: list[Kernel], planted: dict[str, Kernel]) -> None:
+    assert [k for k in kernels if uses_stack(k)] == []
+    assert uses_stack(planted["planted_stack"]), "the planted fault went unseen"
+
+
+def test_registers(kernels: list[Kernel], planted: dict[str, Kernel]) -> None:
+    assert {k.name: k.registers for k in kernels if k.registers > REGISTERS} == {}
+    assert planted["planted_registers"].registers > REGISTERS, "the planted fault went unseen"
+
+
+def test_float_kernels_hold_no_double_precision(kernels: list[Kernel], planted: dict[str, Kernel]) -> None:
+    floats = [k for k in kernels if "double" not in k.name]
+    assert {k.name: k.float64_opcodes() for k in floats if k.float64_opcodes()} == {}
+    assert all(k.float64_opcodes() for k in kernels if "double" in k.name and "normalise" not in k.name)
+    assert planted["planted_float64"].float64_opcodes(), "the planted fault went unseen"
+
+
+def test_climb_step_moves_the_minimum(kernels: list[Kernel]) -> None:
+    for kernel, (image, gradient, _) in vector_variants(kernels, "climb_step_extrema", 2):
+        loads = kernel.widths("LDG")
+        elements = loads.count(16) * 16 / (SIZES[image] + (SIZES[gradient] if image == gradient else 0))
+        assert elements and sum(loads) == elements * (SIZES[image] + SIZES[gradient]), kernel.name
+    for kernel, (image, gradient, network, _) in vector_variants(kernels, "climb_step_apply", 3):
+        elements = kernel.widths("STG").count(16) * 16 / SIZES[image]
+        assert elements and bytes_moved(kernel, "LDG") == elements * (SIZES[image] + SIZES[gradient]), kernel.name
+        assert bytes_moved(kernel, "STG") == elements * (SIZES[image] + SIZES[network]), kernel.name
+
+
+@pytest.mark.parametrize("stem", ["climb_loss_rows", "climb_loss_columns"])
+def test_climb_loss_moves_the_minimum(kernels: list[Kernel], stem: str) -> None:
+    for kernel, _ in vector_variants(kernels, stem, 1):
+        assert kernel.widths("LDG").count(16) == kernel.widths("STG").count(16) > 0, kernel.name
+        assert bytes_moved(kernel, "LDG") == bytes_moved(kernel, "STG") == 16 * kernel.widths("LDG").count(16)
+
+
+def test_cam_accumulate_moves_the_minimum(kernels: list[Kernel]) -> None:
+    for kernel, _ in vector_variants(kernels, "cam_accumulate_add", 1):
+        assert bytes_moved(kernel, "LDG") == 2 * bytes_moved(kernel, "STG") == 32, kernel.name
+    for kernel, _ in vector_variants(kernels, "cam_accumulate_normalise", 1):
+        assert bytes_moved(kernel, "LDG") == bytes_moved(kernel, "STG") > 0, kernel.name
+
+
+def test_the_gate_sees_narrow_accesses(planted: dict[str, Kernel]) -> None:
+    scalar = planted["planted_scalar"]
+    assert set(scalar.widths("LDG")) == set(scalar.widths("STG")) == {4}
+    assert bytes_moved(scalar, "LDG") == 0, "the planted fault went unseen"
