@@ -27,7 +27,9 @@ format: $(VENV)/.built
 	$(BIN)/clang-format -i $(shell find csrc tests \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
 bench: $(VENV)/.built
-	$(BIN)/python -m pytest benchmarks --benchmark-only -p no:cacheprovider
+	mkdir -p benchmarks/results
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/cpu.json
+	$(BIN)/python -m advcam_fast.bench.table benchmarks/results/cpu.json
 
 # The pictures of the docs.
 pictures: demo

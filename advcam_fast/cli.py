@@ -31,7 +31,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console(stderr=True)
+
+
+def _console(stderr: bool) -> Console:
+    """Prints text as it is: brackets and colons are part of class names and paths, not markup."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+console = _console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines, and no progress bar.")]
 Out = Annotated[Path, typer.Option(help="The run folder; an unfinished run in it goes on.")]
@@ -40,9 +47,16 @@ Out = Annotated[Path, typer.Option(help="The run folder; an unfinished run in it
 def main() -> None:
     try:
         app()
-    except (UsageError, StoreError) as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+    except (UsageError, StoreError, OSError) as error:
+        reason = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            reason = f"{error.filename}: {error.strerror}"
+        _say(f"error: {' '.join(reason.splitlines())}", style="red")
         sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _say(line: str, style: str | None = None) -> None:
+    console.print(line, style=style, soft_wrap=True)
 
 
 @app.callback(invoke_without_command=True)
@@ -85,7 +99,12 @@ def label(
     )
     settings = {
         "data": data,
-        "model": {"name": model, "weights": weights or "", "classes": net.num_classes},
+        "model": {
+            "name": model,
+            "weights": weights or "",
+            "classes": net.num_classes,
+            "sha256": labelling.weights_digest(net),
+        },
         "labels": {"from": labels, "top_k": top_k or 0, "min_score": -1.0 if min_score is None else min_score},
         "class_map": {name: matched[name] for name in sorted(matched)},
         "climb": {"preset": preset, **config.as_dict()},
@@ -106,16 +125,17 @@ def label(
 @app.command(epilog="Example: advcam-fast demo --out demo_run")
 def demo(out: Out = Path("demo_run"), preset: str = "general", as_json: Json = False) -> None:
     """Label a few packaged photos with the packaged classifier and draw their maps: CAM beside AdvCAM."""
-    dataset = open_dataset(write_photos(out / "photos"))
-    net = af.load_model("efficientnet_lite0", device=labelling.device_of("auto"))
-    matched = labelling.tag_indices(dataset, net, match_labels)
     config = ClimbConfig.preset(preset)
+    net = af.load_model("efficientnet_lite0", device=labelling.device_of("auto"))
+    dataset = open_dataset(write_photos(out / "photos"))
+    matched = labelling.tag_indices(dataset, net, match_labels)
     with RunFolder.open(out / "run", {"data": "demo", "climb": {"preset": preset, **config.as_dict()}}) as run:
         summary = _label_with_progress(
             dataset, MapMaker(net, config), run, labelling.LabelRule(), matched, False, as_json
         )
-        picture = draw_maps(run, out / "photos", out / "pictures")
-    _report({**summary, "picture": str(picture)}, out / "run", as_json)
+        if not summary["interrupted"]:
+            summary["picture"] = str(draw_maps(run, out / "photos", out / "pictures"))
+    _report(summary, out / "run", as_json)
 
 
 @app.command(epilog="Example: advcam-fast doctor --json")
@@ -123,7 +143,7 @@ def doctor(as_json: Json = False) -> None:
     """Tell what is built, which devices and kernels are used, and how to get what is missing."""
     facts = diagnose()
     if as_json:
-        print(json.dumps(facts | {"advice": advice(facts)}))
+        print(json.dumps(facts | {"advice": advice(facts)}), flush=True)
         return
     table = Table(show_header=False, box=None)
     for group in ("versions", "extension", "devices"):
@@ -131,10 +151,10 @@ def doctor(as_json: Json = False) -> None:
     table.add_row("threads", str(facts["threads"]))
     for stem, backends in facts["kernels"].items():
         table.add_row(f"kernel {stem}", ", ".join(f"{device}: {name}" for device, name in backends.items()))
-    printer = Console()
+    printer = _console(stderr=False)
     printer.print(table)
     for line in advice(facts) or ["nothing is missing"]:
-        printer.print(f"- {line}", markup=False, soft_wrap=True)
+        printer.print(f"- {line}", soft_wrap=True)
 
 
 def _label_with_progress(
@@ -148,18 +168,12 @@ def _label_with_progress(
 ) -> dict[str, Any]:
     """Runs the labelling under a progress bar; what the run holds at its end, or at Ctrl-C."""
     begin, before, interrupted = time.monotonic(), len(run.done_ids()), False
-    failures: list[tuple[str, str]] = []
     with _bar(len(dataset.items), before, hidden=as_json) as advance:
-
-        def report(progress: labelling.Progress) -> None:
-            if progress.reason:
-                failures.append((progress.item_id, progress.reason))
-            advance(progress.done)
-
         try:
-            labelling.label_dataset(dataset, maker, run, rule, matched, full=full, report=report)
+            labelling.label_dataset(dataset, maker, run, rule, matched, full=full, report=advance)
         except KeyboardInterrupt:
             interrupted = True
+    failures = [record for record in run.records() if record.status == "failed"] if run.counts()["failed"] else []
     now = len(run.done_ids()) - before
     seconds = time.monotonic() - begin
     return {
@@ -170,7 +184,7 @@ def _label_with_progress(
         "seconds": round(seconds, 3),
         "images_per_second": round(now / seconds, 3) if seconds > 0 else 0.0,
         "executor": maker.executor,
-        "failures": [{"id": item, "reason": reason} for item, reason in failures],
+        "failures": [{"id": record.id, "reason": record.reason} for record in failures],
         "interrupted": interrupted,
     }
 
@@ -189,9 +203,9 @@ def _bar(total: int, done: int, hidden: bool) -> Iterator[Any]:
     with Progress(*columns, console=console, disable=hidden) as progress:
         task = progress.add_task("label", total=total, completed=done, rate="")
 
-        def advance(now: int) -> None:
-            rate = (now - done) / max(time.monotonic() - begin, 1e-9)
-            progress.update(task, completed=now, rate=f"{rate:.2f} images/s")
+        def advance(now: labelling.Progress) -> None:
+            rate = (now.done - done) / max(time.monotonic() - begin, 1e-9)
+            progress.update(task, completed=now.done, rate=f"{rate:.2f} images/s")
 
         yield advance
 
@@ -199,23 +213,21 @@ def _bar(total: int, done: int, hidden: bool) -> Iterator[Any]:
 def _report(summary: dict[str, Any], out: Path, as_json: bool) -> None:
     """Says how the run ended and leaves with its exit code."""
     if as_json:
-        print(json.dumps(summary))
+        print(json.dumps(summary), flush=True)  # a reader that went away is met here, not at exit
     else:
         for failure in summary["failures"][:20]:
-            console.print(f"failed: {failure['id']}: {failure['reason']}", markup=False, soft_wrap=True)
+            _say(f"failed: {failure['id']}: {failure['reason']}")
         if len(summary["failures"]) > 20:
-            console.print(f"and {len(summary['failures']) - 20} more, see {out / 'manifest'}")
-        console.print(
+            _say(f"and {len(summary['failures']) - 20} more, see {out / 'manifest'}")
+        _say(
             f"{out}: {summary['ok']} of {summary['images']} images have maps, {summary['failed']} failed; "
             f"{summary['done_now']} done now in {summary['seconds']:.1f} s "
-            f"({summary['images_per_second']:.2f} images/s, executor: {summary['executor']})",
-            markup=False,
-            soft_wrap=True,
+            f"({summary['images_per_second']:.2f} images/s, executor: {summary['executor']})"
         )
         if "picture" in summary:
-            console.print(f"look at {summary['picture']}", markup=False, soft_wrap=True)
+            _say(f"look at {summary['picture']}")
         if summary["interrupted"]:
-            console.print("stopped; the same command goes on from here")
+            _say("stopped; the same command goes on from here")
     if summary["interrupted"]:
         raise typer.Exit(130)
     if summary["failed"]:

@@ -68,6 +68,11 @@ def workspace(like: Tensor, elements: int) -> Tensor | None:
     return like.new_empty(elements) if like.is_cuda else None
 
 
+def stream_of(tensor: Tensor) -> int | None:
+    """The current stream of a CUDA tensor's device. Said to the kernel, since not every torch tells it by DLPack."""
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else None
+
+
 def refuse_grad(stem: str, *tensors: Tensor | None) -> None:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         raise RuntimeError(f"{stem} works in place and has no derivative: call it under torch.no_grad() or detach")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from advcam_fast._native import NATIVE
-from advcam_fast.ops.backend import define, fallback, mutates, refuse_grad, workspace
+from advcam_fast.ops.backend import define, fallback, mutates, refuse_grad, stream_of, workspace
 
 
 def _run(maps: list[Tensor], total: Tensor, size: list[int], normalise: bool) -> None:
@@ -23,6 +23,7 @@ def _run(maps: list[Tensor], total: Tensor, size: list[int], normalise: bool) ->
             size[1],
             normalise,
             workspace(total, total.shape[0] * NATIVE.cam_accumulate_workspace),
+            stream=stream_of(total),
             num_threads=torch.get_num_threads(),
         )
     mutates(total)

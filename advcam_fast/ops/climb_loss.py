@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from advcam_fast._native import NATIVE
-from advcam_fast.ops.backend import LIBRARY, define, fallback
+from advcam_fast.ops.backend import LIBRARY, define, fallback, stream_of
 
 
 class ClimbLoss(NamedTuple):
@@ -72,6 +72,7 @@ def _run(
         pair_map,
         mask,
         score,
+        stream=stream_of(logit_map),
         num_threads=torch.get_num_threads(),
     )
     return out
@@ -161,6 +162,6 @@ def climb_loss(
             "wanted is [groups * group_size, classes, height, width] and group_size 1 or 2"
         )
     if logit_map.shape[1:].numel() == 0:
-        raise ValueError(f"logit_map: shape {tuple(logit_map.shape)} came, wanted are one class and one position at least")
+        raise ValueError(f"logit_map: shape {tuple(logit_map.shape)} came, wanted: one class, one position at least")
     arguments = (target, weight, positive, initial_map, suppression, mask_threshold, rectify, group_size)
     return ClimbLoss(*torch.ops.advcam_fast.climb_loss(logit_map, *arguments))

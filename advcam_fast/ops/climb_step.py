@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from advcam_fast._native import NATIVE
-from advcam_fast.ops.backend import define, fallback, mutates, refuse_grad, workspace
+from advcam_fast.ops.backend import define, fallback, mutates, refuse_grad, stream_of, workspace
 
 
 def _run(image: Tensor, gradient: Tensor, step_size: float, group_size: int, network_input: Tensor | None) -> Tensor:
@@ -26,6 +26,7 @@ def _run(image: Tensor, gradient: Tensor, step_size: float, group_size: int, net
             step_size,
             network_input,
             workspace(image, groups * NATIVE.climb_step_workspace),
+            stream=stream_of(image),
             num_threads=torch.get_num_threads(),
         )
     mutates(image)

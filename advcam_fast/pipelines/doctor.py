@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+import advcam_fast
 from advcam_fast import _native, ops
 from advcam_fast.ops.backend import backend_of
 
@@ -34,10 +35,8 @@ def diagnose() -> dict[str, Any]:
     if torch.cuda.is_available():
         devices |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
     return {
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("advcam_fast", "torch", "torchvision", "numpy", "pillow")
-        }
+        "versions": {"advcam_fast": advcam_fast.__version__}
+        | {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy", "pillow")}
         | {"python": sys.version.split()[0]},
         "extension": {
             "loaded": native is not None,

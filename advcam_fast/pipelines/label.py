@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advcam_fast.climb import MapMaker, MapResult
 from advcam_fast.data import Dataset, ImageError, Item, read_image, resize_image
@@ -18,7 +19,11 @@ from advcam_fast.store import RunFolder
 
 GPU_IMAGES = 32  # images planned together on a GPU, so that batches of equal size can be found among them
 PREDICT_SIDE = 256  # pixels of the short side when classes are predicted: what ImageNet classifiers are tested at
+PREDICT_LONGEST = 4096  # no image is enlarged beyond this: a strip of 20000 x 10 would become one of 512000 x 256
 NO_LABELS = "no_labels"
+
+# What a network may raise for an image of a size it cannot take, and scaling for one that memory cannot hold.
+_UNFIT = (RuntimeError, MemoryError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -132,13 +137,13 @@ def _label_chunk(
             continue
         try:
             ready.append((item, image, _classes(item, image, maker.model, rule, class_indices)))
-        except RuntimeError as error:  # a network may be unable to take an image of this size
+        except _UNFIT as error:
             yield item, _one_line(error, image)
     if not ready:
         return
     try:
         results = maker.compute([image for _, image, _ in ready], [classes for _, _, classes in ready])
-    except RuntimeError as error:
+    except _UNFIT as error:
         if len(ready) == 1:
             yield ready[0][0], _one_line(error, ready[0][1])
             return
@@ -149,7 +154,7 @@ def _label_chunk(
             continue
         try:  # one of them is the culprit: on their own the others go through
             yield item, maker.compute([image], [classes])[0]
-        except RuntimeError as error:
+        except _UNFIT as error:
             yield item, _one_line(error, image)
 
 
@@ -158,13 +163,15 @@ def _classes(
 ) -> list[int]:
     if not rule.predicted:
         return list(dict.fromkeys(class_indices[label] for label in item.labels or ()))
-    view = resize_image(image, PREDICT_SIDE / min(image.shape[1:]))
+    short, long = sorted(image.shape[1:])
+    view = resize_image(image, min(PREDICT_SIDE / short, max(1.0, PREDICT_LONGEST / long)))
     return rule.choose(model.predict(view[None])[0], model.activation)
 
 
-def _one_line(error: RuntimeError, image: Tensor) -> str:
+def _one_line(error: Exception, image: Tensor) -> str:
     height, width = image.shape[1:]
-    return f"the network cannot take this image of {width} x {height}: {(str(error).splitlines() or [''])[0]}"
+    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return f"the network cannot take this image of {width} x {height}: {reason}"
 
 
 def _names(classes: Sequence[int], model: CamModel) -> list[str]:
@@ -188,6 +195,17 @@ def tag_indices(
         )
     tags = sorted({label for item in dataset.items for label in item.labels or ()})
     return match(tags, model.class_names or [str(c) for c in range(model.num_classes)])
+
+
+def weights_digest(model: CamModel) -> str:
+    """SHA-256 of all weights: a file of the same name may hold others when a run goes on."""
+    digest = hashlib.sha256()
+    features = model.features.state_dict() if isinstance(model.features, nn.Module) else {}
+    bias = {} if model.class_bias is None else {"bias": model.class_bias}
+    for name, tensor in {**features, "head": model.class_weights, **bias}.items():
+        digest.update(f"{name} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def device_of(name: str) -> torch.device:

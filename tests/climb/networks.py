@@ -6,7 +6,7 @@ from PIL import Image
 from torch import nn
 
 from advcam_fast import CamModel
-from advcam_fast.models import load_model
+from advcam_fast.bench.networks import calibrated, random_model
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -22,25 +22,8 @@ def tensor(pixels):
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def calibrated(network):
-    """Running statistics from noise, and BatchNorm weights that are not all alike."""
-    torch.manual_seed(0)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the plain average
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.normal_(module.bias, 0, 0.1)
-    network.train()
-    with torch.no_grad():
-        network(torch.randn(4, 3, 64, 64))
-    return network.eval()
-
-
-def resnet50_stride16(classes=20):
-    torch.manual_seed(0)
-    model = load_model("resnet50_stride16", weights="none", num_classes=classes)
-    calibrated(model.features)
-    return model
+def resnet50_stride16():
+    return random_model("resnet50_stride16")
 
 
 def tiny(classes=5, seed=0):

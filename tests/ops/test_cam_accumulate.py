@@ -6,6 +6,17 @@ from torch.library import opcheck
 from advcam_fast import ops
 from advcam_fast.ops import reference
 
+SIZES = [
+    ([(3, 4), (6, 8), (9, 12), (12, 16)], (91, 125), (96, 128)),
+    ([(7, 9)], (7, 9), None),
+    ([(1, 1), (1, 5), (4, 1)], (33, 17), (48, 32)),
+    ([(40, 50)], (11, 13), (12, 13)),  # down
+    ([(1, 1)], (1, 1), None),
+    ([(20, 3), (5, 200)], (400, 1), (400, 16)),
+    ([], (5, 6), None),
+    ([(2, 2)] * 8, (9, 9), None),
+]
+
 
 def case(sizes, size, dtype=torch.float32, count=3, seed=0):
     torch.manual_seed(seed)
@@ -14,20 +25,7 @@ def case(sizes, size, dtype=torch.float32, count=3, seed=0):
 
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    ("sizes", "size", "resized"),
-    [
-        ([(3, 4), (6, 8), (9, 12), (12, 16)], (91, 125), (96, 128)),
-        ([(7, 9)], (7, 9), None),
-        ([(1, 1), (1, 5), (4, 1)], (33, 17), (48, 32)),
-        ([(40, 50)], (11, 13), (12, 13)),  # down
-        ([(1, 1)], (1, 1), None),
-        ([(20, 3), (5, 200)], (400, 1), (400, 16)),
-        ([], (5, 6), None),
-        ([(2, 2)] * 8, (9, 9), None),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("sizes", "size", "resized"), SIZES, ids=str)
 def test_values(sizes, size, resized, dtype, normalise):
     maps, total = case(sizes, size, dtype)
     want = total.double()

@@ -1,0 +1,140 @@
+"""What the kernels are measured on: one table for the benchmarks, the GPU command and the checks on a device.
+
+Every case is an item of real work: flip pairs of 375x500 images, stride-16 maps, heads of 20 and of 1000 classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Arguments = dict[str, Any]  # by the parameter names that ops.<stem>, reference.<stem> and triton.<stem> share
+SCALED_MAPS = ((12, 16), (24, 32), (36, 47), (47, 63))  # of 375x500 at the scales 0.5, 1, 1.5, 2 and stride 16
+
+
+class Source:
+    """Random tensors on one device, always the same ones; sides are divided by `shrink`."""
+
+    def __init__(self, device: str, shrink: int, channels_last: bool) -> None:
+        self.device = device
+        self.shrink = shrink
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.generator = torch.Generator(device).manual_seed(0)
+
+    def side(self, length: int) -> int:
+        return max(1, length // self.shrink)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, device=self.device, generator=self.generator)
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, device=self.device, generator=self.generator)
+
+
+@dataclass(frozen=True)
+class Case:
+    """stem: the op. make: (source, flip pairs) -> its arguments."""
+
+    stem: str
+    name: str
+    make: Callable[[Source, int], Arguments]
+
+    def arguments(self, pairs: int = 1, device: str = "cpu", shrink: int = 1, channels_last: bool = True) -> Arguments:
+        """The op's arguments; channels_last is the engine's layout, the eager reference is faster without."""
+        return self.make(Source(device, shrink, channels_last), pairs)
+
+
+def _step(half: torch.dtype | None) -> Callable[[Source, int], Arguments]:
+    """half: dtype of the gradient and of the network's input; None: float32, and no such input."""
+
+    def make(source: Source, pairs: int) -> Arguments:
+        shape = (2 * pairs, 3, source.side(375), source.side(500))
+        image = source.normal(*shape).contiguous(memory_format=source.layout)
+        gradient = source.normal(*shape).contiguous(memory_format=source.layout) * 1e-3
+        return {
+            "image": image,
+            "gradient": gradient if half is None else gradient.to(half),
+            "step_size": 0.08,
+            "group_size": 2,
+            "network_input": None if half is None else torch.empty_like(image, dtype=half),
+        }
+
+    return make
+
+
+def _loss(classes: int) -> Callable[[Source, int], Arguments]:
+    def make(source: Source, pairs: int) -> Arguments:
+        height, width = source.side(24), source.side(32)
+        target = torch.arange(pairs, device=source.device) % classes
+        weight = torch.full((pairs, classes), -1.0, device=source.device).scatter_(1, target[:, None], 1.0)
+        return {
+            "logit_map": source.normal(2 * pairs, classes, height, width).contiguous(memory_format=source.layout),
+            "target": target,
+            "weight": weight,
+            "positive": torch.full((pairs,), 1000.0, device=source.device),
+            "initial_map": source.uniform(pairs, height, width) * 1e-3,
+            "suppression": 7.0,
+            "mask_threshold": 0.5,
+            "rectify": True,
+            "group_size": 2,
+        }
+
+    return make
+
+
+def _one_map(source: Source, pairs: int) -> Arguments:
+    shape = (pairs, source.side(24), source.side(32))
+    return {"maps": [source.uniform(*shape)], "total": source.uniform(*shape), "size": shape[1:], "normalise": False}
+
+
+def _scales(source: Source, pairs: int) -> Arguments:
+    return {
+        "maps": [source.uniform(pairs, source.side(height), source.side(width)) for height, width in SCALED_MAPS],
+        "total": torch.zeros(pairs, source.side(375), source.side(500), device=source.device),
+        "size": (source.side(384), source.side(512)),
+        "normalise": True,
+    }
+
+
+CASES = (
+    Case("climb_step", "375x500 fp32", _step(None)),
+    Case("climb_step", "375x500 bf16 gradient", _step(torch.bfloat16)),
+    Case("climb_loss", "20 classes 24x32", _loss(20)),
+    Case("climb_loss", "1000 classes 24x32", _loss(1000)),
+    Case("cam_accumulate", "one step 24x32", _one_map),
+    Case("cam_accumulate", "4 scales to 375x500", _scales),
+)
+
+
+def outputs(stem: str, run: Callable[..., Any], arguments: Arguments) -> dict[str, Tensor]:
+    """Calls `run` and names everything that it returned or wrote."""
+    result = run(**arguments)
+    if stem == "climb_loss":
+        return dict(zip(("objective", "gradient", "pair_map", "mask", "score"), result, strict=True))
+    if stem == "cam_accumulate":
+        return {"total": arguments["total"]}
+    written = {"image": arguments["image"], "largest": result}
+    network_input = arguments["network_input"]
+    return written if network_input is None else written | {"network_input": network_input}
+
+
+def mapped(arguments: Arguments, change: Callable[[Tensor], Tensor]) -> Arguments:
+    """The arguments with every tensor changed, those in lists too."""
+
+    def of(value: Any) -> Any:
+        if isinstance(value, list):
+            return [of(item) for item in value]
+        return change(value) if isinstance(value, Tensor) else value
+
+    return {name: of(value) for name, value in arguments.items()}
+
+
+def minimum_bytes(arguments: Arguments, results: dict[str, Tensor]) -> int:
+    """What any implementation moves: every input read once, every output written once."""
+    values = [value for name, value in arguments.items() if name != "network_input"]
+    flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    return sum(tensor.nbytes for tensor in (*flat, *results.values()) if isinstance(tensor, Tensor))

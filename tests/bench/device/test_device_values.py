@@ -1,0 +1,68 @@
+"""The cases of tests/ops and of the benchmarks, in guarded and NaN-poisoned memory of the device."""
+
+from __future__ import annotations
+
+import pytest
+import test_climb_loss
+import test_climb_step
+import torch
+from agreement import check
+from test_cam_accumulate import SIZES
+
+from advcam_fast.bench.cases import CASES, Arguments, mapped
+
+RUNS = dict(argnames="channels_last", argvalues=[False, True], ids=["contiguous", "channels_last"])
+
+
+@pytest.fixture
+def agree(run_of, device, guarded):
+    """Runs an op on the device in guarded memory and compares all that it wrote."""
+
+    def compare(stem: str, arguments: Arguments) -> None:
+        def run(**inputs):
+            with guarded:
+                return run_of(stem)(**inputs)
+
+        check(stem, run, mapped(arguments, lambda tensor: tensor.to(device)), guarded.copy)
+
+    return compare
+
+
+@pytest.mark.parametrize(**RUNS)
+@pytest.mark.parametrize("types", test_climb_step.FLOAT, ids=str)
+def test_climb_step_values(agree, types, channels_last) -> None:
+    for shape in test_climb_step.SHAPES:
+        image, gradient, network_input = test_climb_step.case(shape, *types, channels_last)
+        agree(
+            "climb_step",
+            dict(image=image, gradient=gradient, step_size=0.08, group_size=2, network_input=network_input),
+        )
+
+
+@pytest.mark.parametrize(**RUNS)
+@pytest.mark.parametrize("group_size", [1, 2])
+@pytest.mark.parametrize("rectify", [True, False])
+@pytest.mark.parametrize("start", [True, False])
+@pytest.mark.parametrize("dtype", test_climb_loss.DTYPES, ids=str)
+def test_climb_loss_values(agree, dtype, start, rectify, group_size, channels_last) -> None:
+    for shape in test_climb_loss.SHAPES:
+        z, target, weight, positive, initial = test_climb_loss.case(
+            shape, dtype, group_size, channels_last=channels_last
+        )
+        options = dict(suppression=7.0, mask_threshold=0.5, rectify=rectify, group_size=group_size)
+        fixed = dict(target=target, weight=weight, positive=positive, initial_map=initial if start else None)
+        agree("climb_loss", dict(logit_map=z, **fixed, **options))
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("sizes", "size", "resized"), SIZES, ids=str)
+def test_cam_accumulate_values(agree, sizes, size, resized, dtype, normalise) -> None:
+    maps, total = test_cam_accumulate.case(sizes, size, dtype)
+    agree("cam_accumulate", dict(maps=maps, total=total, size=resized or size, normalise=normalise))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.stem}, {case.name}")
+@pytest.mark.parametrize(**RUNS)
+def test_cases_of_the_benchmarks(agree, case, channels_last) -> None:
+    agree(case.stem, case.arguments(pairs=2, channels_last=channels_last))

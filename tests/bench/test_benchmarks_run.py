@@ -1,0 +1,80 @@
+"""The benchmarks and the GPU command run to their ends, at sizes that say nothing about speed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from advcam_fast.bench.cases import CASES
+from advcam_fast.bench.table import benchmark_table
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "", **environment}
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=settings, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_climb_benchmarks() -> None:
+    done = run("-m", "pytest", "benchmarks/test_climb.py", "--tiny", "--benchmark-disable", "-k", "lite0 or images")
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert done.stdout.count(".") >= 4
+
+
+def test_kernel_benchmarks_and_their_table(tmp_path: Path) -> None:
+    """Without torch.compile, which takes seconds a case; benchmarks/gpu.py below compiles one."""
+    report = tmp_path / "report.json"
+    options = ["--tiny", "--benchmark-max-time=0.001", "--benchmark-min-rounds=1", f"--benchmark-json={report}"]
+    done = run("-m", "pytest", "benchmarks/test_kernels.py", "-k", "one_thread and not compiled", *options)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "data" not in json.loads(report.read_text())["benchmarks"][0]["stats"]
+    table = benchmark_table(json.loads(report.read_text()))
+    assert "| climb_loss, 1000 classes 24x32, 1 thread " in table
+    assert table.count("×)") == len(CASES)
+
+
+@pytest.fixture(scope="module")
+def gpu_report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
+    out = tmp_path_factory.mktemp("gpu") / "gpu.json"
+    names = (
+        "facts", "build", "triton kernels on the device", "kernel timings", "climb timings",
+        "cases of the sanitizer", "memcheck",
+    )  # fmt: skip
+    only = [word for name in names for word in ("--only", name)]
+    done = run("benchmarks/gpu.py", "--device", "cpu", "--quick", "--out", str(out), *only)
+    report = json.loads(out.read_text())
+    assert done.returncode == 0, done.stdout + done.stderr + json.dumps(report)
+    assert list(report) == list(names)
+    return report
+
+
+def test_gpu_command_with_the_cpu_in_its_place(gpu_report) -> None:
+    statuses = {name: result["status"] for name, result in gpu_report.items()}
+    assert statuses.pop("memcheck") == "skipped"
+    assert set(statuses.values()) == {"green"}, statuses
+    assert gpu_report["build"]["kernels"] == "native"
+    kernels, climbs = gpu_report["kernel timings"]["rows"], gpu_report["climb timings"]["rows"]
+    assert {row["implementation"] for row in kernels} == {"native", "eager", "compiled"}
+    assert {row["implementation"] for row in climbs} == {"plain", "climber", "compute_maps"}
+    assert not [row for row in kernels + climbs if "error" in row]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_command_says_so() -> None:
+    done = run("benchmarks/gpu.py")
+    assert done.returncode == 2
+    assert done.stderr.startswith("no GPU: torch")
+    assert done.stderr.count("\n") == 1
+
+
+def test_dry_run_names_the_parts() -> None:
+    assert "racecheck" in run("benchmarks/gpu.py", "--dry-run").stdout.splitlines()
