@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import test_cam_accumulate
 import test_climb_loss
 import test_climb_step
 import torch
 from agreement import check
-from test_cam_accumulate import SIZES
 
 from advcam_fast.bench.cases import CASES, Arguments, mapped
 
@@ -56,7 +56,7 @@ def test_climb_loss_values(agree, dtype, start, rectify, group_size, channels_la
 
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(("sizes", "size", "resized"), SIZES, ids=str)
+@pytest.mark.parametrize(("sizes", "size", "resized"), test_cam_accumulate.SIZES, ids=str)
 def test_cam_accumulate_values(agree, sizes, size, resized, dtype, normalise) -> None:
     maps, total = test_cam_accumulate.case(sizes, size, dtype)
     agree("cam_accumulate", dict(maps=maps, total=total, size=resized or size, normalise=normalise))

@@ -1,0 +1,96 @@
+"""Memory stays flat however many images are labelled: 10,000 through the command line, a few hundred in `make test`."""
+
+import gc
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from cli.command_line import FAST, save_list, save_network, save_photo
+
+from advcam_fast.climb import ClimbConfig, MapMaker
+from advcam_fast.data import open_dataset
+from advcam_fast.models import load_model
+from advcam_fast.pipelines.label import LabelRule, Progress, label_dataset
+from advcam_fast.store import RunFolder
+
+SIZES = [(width, height) for width in (33, 40, 48, 64) for height in (33, 37, 50, 72)]
+
+
+def many_photos(folder: Path, count: int) -> str:
+    """A csv: list of `count` images: links to photos of a few sizes."""
+    originals = [save_photo(folder / "originals" / f"{i}.png", i, size) for i, size in enumerate(SIZES)]
+    rows = [(f"{i // 1000}/{i}.png", tag) for i, tag in zip(range(count), itertools.cycle(("cat", "dog;cat", "dog")))]
+    for (image, _), original in zip(rows, itertools.cycle(originals)):
+        (folder / image).parent.mkdir(exist_ok=True)
+        os.link(original, folder / image)
+    return save_list(folder, rows, photos=False)
+
+
+def resident(process: int | str) -> int:
+    """Bytes of memory that a process holds."""
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture
+def photos_and_network(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+    return many_photos(tmp_path / "photos", request.param), save_network(tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize("photos_and_network", [300], indirect=True)
+def test_nothing_is_kept_of_an_image(photos_and_network: tuple[str, Path], tmp_path: Path) -> None:
+    data, weights = photos_and_network
+    dataset, model = open_dataset(data), load_model("squeezenet1_1", weights)
+    maker = MapMaker(model, ClimbConfig.preset("cam").with_settings(["steps=2", "scales=1"]))
+    seen: dict[int, tuple[int, int, int]] = {}
+
+    def look(progress: Progress) -> None:
+        if progress.done in (100, 300):
+            gc.collect()
+            alive = gc.get_objects()
+            tensors = sum(issubclass(type(thing), torch.Tensor) for thing in alive)
+            seen[progress.done] = (tensors, len(alive), resident("self"))
+
+    with RunFolder.open(tmp_path / "run", {}) as run:
+        label_dataset(dataset, maker, run, LabelRule(), {"cat": 0, "dog": 1}, report=look)
+    assert run.counts() == {"ok": 300, "failed": 0}
+    tensors, objects, memory = (after - before for before, after in zip(seen[100], seen[300], strict=True))
+    assert tensors <= 2, f"{tensors} tensors more are alive after 200 images"
+    assert objects < 100, f"{objects} objects more are alive after 200 images"
+    assert memory < 200 * 40_000, f"{memory / 200:.0f} bytes of memory for each image"
+
+
+def watched(arguments: list[object], out: Path) -> Iterator[tuple[int, int]]:
+    """Runs `advcam-fast` to its end; yields (bytes of the manifest, bytes of memory) twenty times a second."""
+    manifest = out / "manifest" / "main.jsonl"
+    command = [sys.executable, "-m", "advcam_fast", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as process:
+        while process.poll() is None:
+            if manifest.exists():
+                yield manifest.stat().st_size, resident(process.pid)
+            time.sleep(0.05)
+        assert process.returncode == 0, process.stderr.read().decode() if process.stderr else ""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("photos_and_network", [10_000], indirect=True)
+def test_ten_thousand_images(photos_and_network: tuple[str, Path], tmp_path: Path) -> None:
+    data, weights = photos_and_network
+    out = tmp_path / "run"
+    given = ("--data", data, "--model", "squeezenet1_1", "--weights", weights, "--out", out, "--json")
+    one_step = ("--preset", "cam", *FAST)
+    samples = [sample for sample in watched(["label", *given, *one_step], out) if sample[1]]
+    lines = (out / "manifest" / "main.jsonl").read_bytes()
+    assert len({json.loads(line)["id"] for line in lines.splitlines() if b'"ok"' in line}) == 10_000
+    later = [memory for done, memory in samples if done >= 0.2 * len(lines)]
+    assert len(later) > 100
+    begin, end = max(later[: len(later) // 20]), max(later[-len(later) // 20 :])
+    assert end <= 1.05 * begin, f"{begin / 2**20:.0f} MiB at a fifth of the run, {end / 2**20:.0f} MiB at its end"
+    assert max(later) <= 1.05 * min(later), f"memory between {min(later)} and {max(later)} bytes"
