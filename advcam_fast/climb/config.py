@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -49,14 +48,17 @@ class ClimbConfig:
 
     def __post_init__(self) -> None:
         _check(
-            "scales", self.scales, 1 <= len(self.scales) <= 8 and all(s > 0 for s in self.scales), "1 to 8 scales > 0"
+            "scales",
+            self.scales,
+            1 <= len(self.scales) <= 8 and all(0 < s < math.inf for s in self.scales),
+            "1 to 8 scales > 0",
         )
         _check("scales", self.scales, len(set(self.scales)) == len(self.scales), "each scale once")
         _check("steps", self.steps, self.steps >= 1, "a whole number >= 1")
         strange = [s for s, n in self.steps_at_scale.items() if s not in self.scales or n < 1]
         _check("steps_at_scale", dict(self.steps_at_scale), not strange, f"scales of {self.scales} with steps >= 1")
-        _check("step_size", self.step_size, self.step_size > 0, "a number > 0")
-        _check("suppression", self.suppression, self.suppression >= 0, "a number >= 0")
+        _check("step_size", self.step_size, 0 < self.step_size < math.inf, "a number > 0")
+        _check("suppression", self.suppression, 0 <= self.suppression < math.inf, "a number >= 0")
         _check("mask_threshold", self.mask_threshold, 0 <= self.mask_threshold <= 1, "a number from 0 to 1")
         _check("base_side", self.base_side, self.base_side >= 0, "a number of pixels, or 0 for the image's size")
         _check("score", self.score, self.score in ("relu_mean", "mean"), "relu_mean or mean")
@@ -119,14 +121,10 @@ def _parse(key: str, text: str) -> Any:
             return {float(s): int(n) for s, n in (pair.split(":") for pair in text.split(",") if pair)}
         if key in ("score", "other_classes", "dtype"):
             return text
-        wanted = {"steps": int, "base_side": int, "flip": bool}.get(key, float)
-        value = json.loads(text)
-        if wanted is float and type(value) is int:
-            value = float(value)
-        if type(value) is not wanted:
-            raise ValueError
-        return value
-    except ValueError:
+        if key == "flip":
+            return {"true": True, "false": False}[text.lower()]
+        return int(text) if key in ("steps", "base_side") else float(text)
+    except (ValueError, KeyError):
         raise UsageError(f"--set {key}={text}: that is no value for {key}") from None
 
 

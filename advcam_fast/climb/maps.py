@@ -16,6 +16,7 @@ from advcam_fast.data.images import resize_image
 from advcam_fast.errors import UsageError
 from advcam_fast.models import CamModel
 
+LARGEST_VIEW = 25_000_000  # pixels: beyond, a flip pair needs tens of gigabytes, and the system would end the run
 GPU_PAIRS = 64  # pairs of one batch on a GPU to begin with; halved when memory runs out, and remembered
 
 NO_POSITIVE_SCORE = "no_positive_score"
@@ -89,7 +90,10 @@ class MapMaker:
 
     def _resized(self, image: Tensor, scale: int) -> Tensor:
         height, width = image.shape[1:]
-        return resize_image(image, self.config.factor(self.config.scales[scale], height, width))
+        factor = self.config.factor(self.config.scales[scale], height, width)
+        if height * width * factor**2 > LARGEST_VIEW:
+            raise RuntimeError(f"scaled by {factor:g} it is over the limit of {LARGEST_VIEW:,} pixels")
+        return resize_image(image, factor)
 
     def _merge(
         self, image: int, size: tuple[int, int], labels: Sequence[int], climbed: dict[View, Climbed]

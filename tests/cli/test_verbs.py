@@ -121,7 +121,9 @@ def test_advcam_grows_on_the_object(tmp_path: Path, name: str) -> None:
     tag, (left, top, right, bottom) = OBJECTS[name]
     photo = np.array(Image.open(tmp_path / f"{name}.png").convert("RGB"))
     model = af.load_model("efficientnet_lite0")
-    config = af.ClimbConfig.preset("general").with_settings(["scales=1", "steps=4"])
+    config = af.ClimbConfig(
+        steps=4, steps_at_scale={}, step_size=0.03, suppression=0.0, scales=(1.0,), score="mean", other_classes="none"
+    )
     image = torch.from_numpy(photo).permute(2, 0, 1).contiguous()
     (result,) = af.compute_maps(model, [image], [[model.class_names.index(tag)]], config)
     heat, clean = result.full[0], result.initial[0]

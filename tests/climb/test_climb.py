@@ -220,6 +220,12 @@ def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch):
     assert maker.max_pairs == 2, "what was found is remembered"
 
 
+def test_a_view_too_large_for_any_memory_is_refused_before_it_is_made():
+    config = dataclasses.replace(PAPER, scales=(100_000.0,), steps_at_scale={})
+    with pytest.raises(RuntimeError, match="scaled by 100000 it is over the limit of 25,000,000 pixels"):
+        compute_maps(tiny(), [tensor(photo(30, 41))], [[1]], config)
+
+
 def test_no_labels_give_no_maps():
     result = compute_maps(tiny(), [tensor(photo(30, 41))], [[]], PAPER)[0]
     assert result.full.shape == (0, 30, 41)

@@ -26,9 +26,9 @@ def test_every_preset_can_be_written_down(name):
 
 def test_settings_from_text():
     config = ClimbConfig().with_settings(
-        ["steps=10", "step_size=1", "scales=1,1.5", "flip=false", "score=mean", "other_classes=none", "dtype=bf16"]
+        ["steps=10", "step_size=.1", "scales=1,1.5", "flip=false", "score=mean", "other_classes=none", "dtype=bf16"]
     )
-    assert (config.steps, config.step_size, config.scales, config.flip) == (10, 1.0, (1.0, 1.5), False)
+    assert (config.steps, config.step_size, config.scales, config.flip) == (10, 0.1, (1.0, 1.5), False)
     assert (config.score, config.other_classes, config.dtype, config.steps_at_scale) == ("mean", "none", "bf16", {})
     assert ClimbConfig().with_settings(["steps_at_scale=0.5:3,2:4"]).steps_at_scale == {0.5: 3, 2.0: 4}
 
@@ -43,6 +43,8 @@ def test_settings_from_text():
         ("steps=many", "no value for steps"),
         ("step_size=-1", "step_size: -1.0 came"),
         ("step_size=NaN", "step_size: nan came"),
+        ("step_size=inf", "step_size: inf came"),
+        ("suppression=lots", "no value for suppression"),
         ("scales=", "no value for scales"),
         ("scales=1,1", "each scale once"),
         ("scales=1,-2", "scales > 0"),

@@ -89,7 +89,8 @@ def test_ten_thousand_images(photos_and_network: tuple[str, Path], tmp_path: Pat
     samples = [sample for sample in watched(["label", *given, *one_step], out) if sample[1]]
     lines = (out / "manifest" / "main.jsonl").read_bytes()
     assert len({json.loads(line)["id"] for line in lines.splitlines() if b'"ok"' in line}) == 10_000
-    later = [memory for done, memory in samples if done >= 0.2 * len(lines)]
+    # While images are labelled: on its way out the interpreter touches pages of its libraries.
+    later = [memory for done, memory in samples if 0.2 * len(lines) <= done < len(lines)]
     assert len(later) > 100
     begin, end = max(later[: len(later) // 20]), max(later[-len(later) // 20 :])
     assert end <= 1.05 * begin, f"{begin / 2**20:.0f} MiB at a fifth of the run, {end / 2**20:.0f} MiB at its end"
