@@ -2,11 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
 .PHONY: demo test soak lint format bench pictures clean
 
 demo: $(VENV)/.built
+	rm -rf demo_run
 	$(BIN)/advcam-fast demo --out demo_run
 
 test: $(VENV)/.built lint
@@ -19,12 +21,12 @@ lint: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 format: $(VENV)/.built
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(shell find csrc tests \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: $(VENV)/.built
 	mkdir -p benchmarks/results
@@ -33,6 +35,7 @@ bench: $(VENV)/.built
 
 # The pictures of the docs.
 pictures: demo
+	mkdir -p docs
 	$(BIN)/python -c "from PIL import Image; Image.open('demo_run/pictures/maps.png').save('docs/maps.jpg', quality=88)"
 
 # An editable install, since tests run from the root import the folder and not an installed wheel. The build tools are

@@ -20,7 +20,7 @@ except ImportError as error:
     NATIVE, NATIVE_ERROR = None, str(error)
     warnings.warn(
         f"advcam_fast's compiled kernels could not be loaded ({error}): the slower PyTorch reference is used instead; "
-        "reinstall with `pip install --force-reinstall --no-deps advcam_fast` and see `advcam-fast doctor`",
+        "build them again (in the source folder: `pip install --no-deps .`) and see `advcam-fast doctor`",
         RuntimeWarning,
         stacklevel=2,
     )

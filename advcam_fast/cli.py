@@ -18,7 +18,7 @@ from rich.table import Table
 import advcam_fast as af
 from advcam_fast.climb import PRESETS, ClimbConfig, MapMaker
 from advcam_fast.data import Dataset, match_labels, open_dataset
-from advcam_fast.errors import UsageError
+from advcam_fast.errors import StoppedError, UsageError
 from advcam_fast.pipelines import label as labelling
 from advcam_fast.pipelines.demo import draw_maps, write_photos
 from advcam_fast.pipelines.doctor import advice, diagnose
@@ -47,7 +47,7 @@ Out = Annotated[Path, typer.Option(help="The run folder; an unfinished run in it
 def main() -> None:
     try:
         app()
-    except (UsageError, StoreError, OSError) as error:
+    except (UsageError, StoppedError, StoreError, OSError) as error:
         reason = str(error)
         if isinstance(error, OSError) and error.filename is not None:
             reason = f"{error.filename}: {error.strerror}"
@@ -129,7 +129,13 @@ def demo(out: Out = Path("demo_run"), preset: str = "general", as_json: Json = F
     net = af.load_model("efficientnet_lite0", device=labelling.device_of("auto"))
     dataset = open_dataset(write_photos(out / "photos"))
     matched = labelling.tag_indices(dataset, net, match_labels)
-    with RunFolder.open(out / "run", {"data": "demo", "climb": {"preset": preset, **config.as_dict()}}) as run:
+    settings = {
+        "data": "demo",
+        "version": af.__version__,
+        "weights": labelling.weights_digest(net),
+        "climb": {"preset": preset, **config.as_dict()},
+    }
+    with RunFolder.open(out / "run", settings) as run:
         summary = _label_with_progress(
             dataset, MapMaker(net, config), run, labelling.LabelRule(), matched, False, as_json
         )

@@ -11,7 +11,7 @@
 //   J       = sum_n sum_k w_k y_k,n  -  lambda * sum_p M(p) |R(p) - R0(p)|
 //   dJ/dz_k,n(p) = w_k s'(z_k,n(p)) / (h w)  -  [k = c] lambda M(q) sign(R(q) - R0(q)) f_n 1[z_c,n(p) > 0]
 //
-// with q = p for member 0 and q = flip p for member 1. P, f and M carry no gradient.
+// with q = p for member 0 and q = flip p for member 1. P, f and M carry no gradient. `positive` is at least 1.
 #pragma once
 #include <cstdint>
 

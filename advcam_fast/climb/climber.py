@@ -32,7 +32,7 @@ class Head(NamedTuple):
 
 
 class Climber:
-    """Climbs views with one frozen model and one config. Source: METHOD of Lee et al., CVPR 2021, eq. 3-7."""
+    """Climbs views with one frozen model and one config. Source: Lee et al., CVPR 2021, eq. 3-7."""
 
     def __init__(self, model: CamModel, config: ClimbConfig) -> None:
         self.model = model
@@ -41,7 +41,7 @@ class Climber:
         self.network_dtype = DTYPES[config.dtype]
         self.acc = torch.float64 if config.dtype == "fp64" else torch.float32
         self.features: FrozenFeatures = freeze(model.features, self.network_dtype)
-        self.positive = model.positive_counts.to(self.acc)
+        self.positive = model.positive_counts.clamp(min=1).to(self.acc)  # a row without any: R stays finite
 
     def climb(self, views: Tensor, labels: Tensor, steps: int, max_pairs: int) -> Climbed:
         """Climbs every label of every view, at most `max_pairs` pairs at once.
@@ -73,9 +73,10 @@ class Climber:
         Returns the clean pair maps [V, L, h, w], the images after the step [V * L, members, 3, H, W] and max|g|
         [V, L, 1]; of the last two nothing when there are no steps to come.
         """
-        image.requires_grad_(steps > 1)
+        seen = self._network_input(image)
+        seen.requires_grad_(steps > 1)
         with torch.set_grad_enabled(steps > 1):
-            features = self._run(image)
+            features = self.features(seen)
         clean, starts, slopes = [], [], []
         for label in range(labels.shape[1]):
             head = self._head(labels[:, label], labels)
@@ -84,7 +85,7 @@ class Climber:
             if steps == 1:
                 continue
             own = self._feature_gradient(loss.gradient, head, features.dtype)
-            (g,) = torch.autograd.grad(features, image, own, retain_graph=label + 1 < labels.shape[1])
+            (g,) = torch.autograd.grad(features, seen, own, retain_graph=label + 1 < labels.shape[1])
             start = image.detach().clone(memory_format=torch.channels_last)
             slopes.append(ops.climb_step(start, g, self.config.step_size, self.members))
             starts.append(start.unflatten(0, (-1, self.members)))
@@ -96,25 +97,28 @@ class Climber:
     def _ascend(self, start: Tensor, initial: Tensor, head: Head, steps: int) -> tuple[Tensor, Tensor]:
         """Maps 1 to steps - 1 of some pairs; the last map needs no backward pass."""
         image = start.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        seen = self._network_input(image)
         total = initial.clone()
         steepest = []
         for step in range(1, steps):
             last = step == steps - 1
-            image.requires_grad_(not last)
+            seen.requires_grad_(not last)
             with torch.set_grad_enabled(not last):
-                features = self._run(image)
+                features = self.features(seen)
             loss = self._loss(self._logits(features.detach(), head), head, initial)
             ops.cam_accumulate([loss.pair_map], total)
             if last:
                 break
             own = self._feature_gradient(loss.gradient, head, features.dtype)
-            (g,) = torch.autograd.grad(features, image, own)
-            image = image.detach()
-            steepest.append(ops.climb_step(image, g, self.config.step_size, self.members))
+            (g,) = torch.autograd.grad(features, seen, own)
+            image, seen = image.detach(), seen.detach()  # one memory where the network runs in the image's dtype
+            rounded = seen if self.network_dtype != self.acc else None
+            steepest.append(ops.climb_step(image, g, self.config.step_size, self.members, rounded))
         return total, torch.stack(steepest, 1) if steepest else initial.new_empty(len(initial), 0)
 
-    def _run(self, image: Tensor) -> Tensor:
-        return self.features(image.to(self.network_dtype))
+    def _network_input(self, image: Tensor) -> Tensor:
+        """The image itself, or its copy in the dtype of the network: bf16 alone would swallow small steps."""
+        return image if image.dtype == self.network_dtype else image.to(self.network_dtype)
 
     def _logits(self, features: Tensor, head: Head) -> Tensor:
         # The head is a thousandth of the work: it runs in acc, whatever the network runs in.

@@ -24,7 +24,8 @@ class ClimbConfig:
     x <- clamp(x + step_size * g / (max|g| + 1e-12), min x, max x), steps - 1 times; the map is the sum of `steps` CAMs
     over all scales.
 
-    steps: CAMs summed at each scale, >= 1 (1: the plain CAM). steps_at_scale: exceptions, scale -> steps.
+    steps: CAMs summed at each scale, >= 1 (1: the plain CAM). steps_at_scale: exceptions, scale -> steps, of which
+    those for other scales are not used.
     step_size: the paper's xi, > 0, in units of the normalised image. suppression: lambda, >= 0.
     mask_threshold: tau, 0 to 1. scales: of the image's sides, > 0, at most 8. base_side: scale 1 has the area of
     a square of this side in pixels, so that the work does not grow with the photo; 0: scale 1 is the image itself.
@@ -54,13 +55,17 @@ class ClimbConfig:
             "1 to 8 scales > 0",
         )
         _check("scales", self.scales, len(set(self.scales)) == len(self.scales), "each scale once")
-        _check("steps", self.steps, self.steps >= 1, "a whole number >= 1")
-        strange = [s for s, n in self.steps_at_scale.items() if s not in self.scales or n < 1]
-        _check("steps_at_scale", dict(self.steps_at_scale), not strange, f"scales of {self.scales} with steps >= 1")
+        counts = (self.steps, *self.steps_at_scale.values())
+        _check("steps", list(counts), all(_whole(n) and n >= 1 for n in counts), "whole numbers >= 1")
         _check("step_size", self.step_size, 0 < self.step_size < math.inf, "a number > 0")
         _check("suppression", self.suppression, 0 <= self.suppression < math.inf, "a number >= 0")
         _check("mask_threshold", self.mask_threshold, 0 <= self.mask_threshold <= 1, "a number from 0 to 1")
-        _check("base_side", self.base_side, self.base_side >= 0, "a number of pixels, or 0 for the image's size")
+        _check(
+            "base_side",
+            self.base_side,
+            _whole(self.base_side) and self.base_side >= 0,
+            "a number of pixels, or 0 for the image's size",
+        )
         _check("score", self.score, self.score in ("relu_mean", "mean"), "relu_mean or mean")
         _check(
             "other_classes",
@@ -95,8 +100,6 @@ class ClimbConfig:
             if not equals or key not in known:
                 raise UsageError(f"--set {setting!r}: wanted is KEY=VALUE with a key of {', '.join(known)}")
             changes[key] = _parse(key, text)
-        if "scales" in changes and "steps_at_scale" not in changes:
-            changes["steps_at_scale"] = {s: n for s, n in self.steps_at_scale.items() if s in changes["scales"]}
         return dataclasses.replace(self, **changes)
 
     def as_dict(self) -> dict[str, Any]:
@@ -104,8 +107,12 @@ class ClimbConfig:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return values | {
             "scales": list(self.scales),
-            "steps_at_scale": {f"{scale:g}": steps for scale, steps in self.steps_at_scale.items()},
+            "steps_at_scale": {repr(scale): steps for scale, steps in self.steps_at_scale.items()},
         }
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check(name: str, value: Any, right: bool, wanted: str) -> None:

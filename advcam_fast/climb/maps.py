@@ -42,6 +42,7 @@ class MapResult:
 class MapMaker:
     """Keeps a model's climber, and the batch size found, between calls: what a long run uses."""
 
+    @torch.inference_mode(False)  # here and below: gradients are needed whatever the caller has switched off
     def __init__(self, model: CamModel, config: ClimbConfig) -> None:
         self.model = model
         self.config = config
@@ -54,6 +55,7 @@ class MapMaker:
     def executor(self) -> str:
         return self.climber.features.executor
 
+    @torch.inference_mode(False)
     def compute(self, images: Sequence[Tensor], labels: Sequence[Sequence[int]]) -> list[MapResult]:
         check_images(images, labels, self.model.num_classes)
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
@@ -141,6 +143,8 @@ def check_images(images: Sequence[Tensor], labels: Sequence[Sequence[int]], num_
         if image.numel() == 0:
             raise UsageError(f"images[{index}]: shape {tuple(image.shape)} came, wanted is at least one pixel")
         for label in own:
+            if not isinstance(label, int) or isinstance(label, bool):
+                raise UsageError(f"labels[{index}]: {label!r} came, wanted are class indices (int)")
             if not 0 <= label < num_classes:
                 raise UsageError(f"labels[{index}]: class {label} came, the head has classes 0 to {num_classes - 1}")
         if len(set(own)) != len(own):
@@ -153,7 +157,8 @@ def compute_maps(
     """The AdvCAM of every label of every image: A_c = sum over steps and scales of CAM_c(x_t), each over its maximum.
 
     Args:
-        model: on the device to compute on. A frozen copy of it is kept until its weights or the config change.
+        model: on the device to compute on. A frozen copy of it is kept until the config or its weights
+            change (not seen: a change through `.data`).
         images: uint8 [3, H, W] RGB, of any sizes. labels: the class indices of each image; an empty list gives no maps.
         config: ClimbConfig.preset("voc-cvpr2021") for the paper's; steps=1 for the plain CAM.
 
@@ -168,7 +173,7 @@ def compute_maps(
 def _maker(model: CamModel, config: ClimbConfig) -> MapMaker:
     """The model's maker for this config: folding a network again for every call would cost more than small images."""
     tensors = model.features.state_dict().values() if isinstance(model.features, nn.Module) else ()
-    versions = sum(tensor._version for tensor in (*tensors, model.class_weights))
+    versions = sum(tensor._version for tensor in (*tensors, model.class_weights) if not tensor.is_inference())
     weights = model.class_weights
     key = (config.as_dict(), weights.device, weights.dtype, id(model.features), versions)
     if model.executor is None or model.executor[0] != key:

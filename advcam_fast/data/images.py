@@ -62,7 +62,7 @@ def read_mask(path: str | Path, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
 
 
 def resize_image(image: torch.Tensor, scale: float) -> torch.Tensor:
-    """Resizes by Pillow's antialiased bicubic on the 8-bit image (METHOD.md 2.1): round-half-to-even(side * scale).
+    """Resizes by Pillow's antialiased bicubic, as the released code does, to round-half-to-even(side * scale).
 
     Shape: uint8 [3, H, W] -> uint8 [3, h, w], sides at least 1; the image itself where no side changes. Bit-exact
     with Pillow on the CPU; elsewhere the same filter on that device, within 1 level of it.

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from advcam_fast.errors import UsageError
+from advcam_fast.errors import UsageError, first_line
 from advcam_fast.models.cam_model import first_nonfinite
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the state dict
@@ -53,13 +53,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], object]:
             tensors = {key: file.get_tensor(key) for key in keys}
             names = (file.metadata() or {}).get("class_names")
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"weights {path}: not a safetensors file: {_first_line(error)}") from error
+        raise UsageError(f"weights {path}: not a safetensors file: {first_line(error)}") from error
     if not tensors:
         raise UsageError(f"weights {path}: holds no tensors")
     try:
         return tensors, None if names is None else json.loads(names)
     except json.JSONDecodeError as error:
-        raise UsageError(f"weights {path}: metadata class_names is not JSON: {_first_line(error)}") from error
+        raise UsageError(f"weights {path}: metadata class_names is not JSON: {first_line(error)}") from error
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], object]:
@@ -71,7 +71,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], object]:
         advice = "pickled code is never run: save model.state_dict(), or a .safetensors file"
         raise UsageError(f"weights {path}: {what}; {advice}") from error
     except Exception as error:  # torch.load raises whatever a damaged archive leads it to
-        raise UsageError(f"weights {path}: not a weights file that torch can read: {_first_line(error)}") from error
+        raise UsageError(f"weights {path}: not a weights file that torch can read: {first_line(error)}") from error
     names = content.get("class_names") if isinstance(content, dict) else None
     for key in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -91,7 +91,3 @@ def _checked_names(path: Path, names: object) -> tuple[str, ...] | None:
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise UsageError(f"weights {path}: class_names is {str(names)[:60]!r}; wanted a list of strings")
     return tuple(names)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

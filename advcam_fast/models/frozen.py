@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from advcam_fast.errors import UsageError
+from advcam_fast.errors import UsageError, first_line
 from advcam_fast.models.cam_model import Features
 
 _PROBE_SIZE = 96  # pixels; the smallest multiple of 32 that every network of load_model takes
@@ -45,7 +45,7 @@ def freeze(features: Features, dtype: torch.dtype = torch.float32, channels_last
     try:
         network, executor = _folded(network), "folded"
     except Exception as error:  # a user's network may fail to trace or to run in any way at all
-        executor = f"frozen, not folded: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        executor = f"frozen, not folded: {type(error).__name__}: {first_line(error)}"
     _write_activations_apart(network)
     network = network.to(dtype)
     if channels_last:

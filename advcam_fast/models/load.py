@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from advcam_fast.errors import UsageError
+from advcam_fast.errors import UsageError, first_line
 from advcam_fast.models import torchvision_nets
 from advcam_fast.models.cam_model import CamModel
 from advcam_fast.models.checkpoint import Checkpoint, read_checkpoint
@@ -111,7 +111,7 @@ def _fetch(name: str, pretrained: Callable[[], Mapping[str, Tensor]] | None) -> 
     try:
         return pretrained()
     except Exception as error:  # each library and each network failure has its own
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        reason = first_line(error)
         raise UsageError(f"{name}: its pretrained weights could not be had ({reason}); {ways}") from error
 
 

@@ -110,7 +110,7 @@ def _inception_weights() -> Mapping[str, Tensor]:
 
 
 def _resnet50_stride16() -> Recipe:
-    """METHOD.md 2.10: layer4 with stride 1 and no dilation, a 1x1 head without bias, independent classes."""
+    """The released code's: layer4 with stride 1 and no dilation, a 1x1 head without bias, independent classes."""
     return Recipe(
         head="classifier",
         build=_build_resnet50_stride16,

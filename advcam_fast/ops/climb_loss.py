@@ -53,7 +53,7 @@ def _run(
     rectify: bool,
     group_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    logit_map = _dense(logit_map)
+    logit_map = _dense(logit_map).detach()  # torch without DLPack's C table exports no tensor that requires grad
     fixed = [target.contiguous(), weight.contiguous(), positive.contiguous()]
     initial = None if initial_map is None else initial_map.contiguous()
     if (other := fallback("climb_loss", logit_map.device.type)) is not None:

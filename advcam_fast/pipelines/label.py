@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from advcam_fast.climb import MapMaker, MapResult
 from advcam_fast.data import Dataset, ImageError, Item, read_image, resize_image
-from advcam_fast.errors import UsageError
+from advcam_fast.errors import StoppedError, UsageError, first_line
 from advcam_fast.models import CamModel
 from advcam_fast.store import RunFolder
 
@@ -83,7 +83,8 @@ def label_dataset(
     """Computes the maps of every item that `run` has not finished yet and stores them in it.
 
     class_indices: tag -> class index of the model. full: store the full-size maps too. Items that cannot be read or
-    climbed are recorded as failed with the reason. Raises StoreError if the run folder cannot be written any more.
+    climbed are recorded as failed with the reason. Raises StoreError if the run folder cannot be written any more,
+    StoppedError if the device failed.
     """
     done = run.done_ids()
     todo = [item for item in dataset.items if item.id not in done]
@@ -170,8 +171,11 @@ def _classes(
 
 def _one_line(error: Exception, image: Tensor) -> str:
     height, width = image.shape[1:]
-    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-    return f"the network cannot take this image of {width} x {height}: {reason}"
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return f"too little memory for this image of {width} x {height}: {first_line(error)}"
+    if isinstance(error, torch.AcceleratorError):  # the device is lost, and with it every image still to come
+        raise StoppedError(f"the device failed at an image of {width} x {height}: {first_line(error)}") from error
+    return f"the network cannot take this image of {width} x {height}: {first_line(error)}"
 
 
 def _names(classes: Sequence[int], model: CamModel) -> list[str]:

@@ -7,6 +7,8 @@
 // function would run the default clone's code.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define ADVCAM_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), noinline))
+#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)  // older compilers do not know those names
+#define ADVCAM_CLONES __attribute__((target_clones("avx512f", "avx2", "default"), noinline))
 #else
 #define ADVCAM_CLONES __attribute__((noinline))
 #endif

@@ -65,14 +65,15 @@ def test_resnet50_whole_climb_of_the_paper(resnet):
     assert_same_maps(result, reference(resnet, pixels, labels, PAPER64))
 
 
-@pytest.mark.parametrize("start", [False, True])
-def test_single_step_in_fp32(resnet, start):
+@pytest.mark.parametrize("scale", PAPER.scales)
+@pytest.mark.parametrize(("size", "label", "start"), [((40, 56), 5, 0.9), ((40, 56), 2, None), ((33, 28), 11, 1.1)])
+def test_single_step_in_fp32(resnet, size, label, start, scale):
     """CAM, objective, gradient of the logit maps (through W^T also of the features) within 1e-4 of float64."""
-    pixels, label = photo(64, 80, 4), 5
-    pair = flip_pair(pixels, 1.0, MEAN, STD)
+    pair = flip_pair(photo(*size, 4), scale, MEAN, STD)
     network, head = copy.deepcopy(resnet.features).double(), resnet.class_weights.double()
-    initial = plain_step(network, head, pair, [label], None, PAPER).pair_map * 0.9 if start else None
+    initial = plain_step(network, head, pair, [label], None, PAPER).pair_map * start if start else None
     want = plain_step(network, head, pair, [label], initial, PAPER)
+    assert want.pair_map.any(), "a map of zeros would prove nothing"
 
     features = freeze(resnet.features)(pair.float())
     weight = -torch.ones(1, 20)
@@ -189,6 +190,15 @@ def test_changed_weights_are_seen():
     assert not torch.equal(before, compute_maps(model, [image], [[1]], PAPER)[0].full)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_gradient_mode_does_not_matter(mode):
+    model, image = tiny(), tensor(photo(30, 41))
+    want = compute_maps(model, [image], [[1]], PAPER)[0].full
+    with mode():
+        assert torch.equal(compute_maps(model, [image], [[1]], PAPER)[0].full, want)
+        assert torch.equal(compute_maps(tiny(), [image.clone()], [[1]], PAPER)[0].full, want)
+
+
 def test_bf16_network_climbs_an_fp32_image():
     model, image = tiny(), tensor(photo(40, 56))
     exact = compute_maps(model, [image], [[1]], dataclasses.replace(PAPER, steps=1, steps_at_scale={}))[0].full
@@ -242,6 +252,8 @@ def test_no_labels_give_no_maps():
         ([tensor(photo(9, 9))], [[5]], r"labels\[0\]: class 5 came, the head has classes 0 to 4"),
         ([tensor(photo(9, 9))], [[-1]], "class -1 came"),
         ([tensor(photo(9, 9))], [[1, 1]], "each class once"),
+        ([tensor(photo(9, 9))], [[1.0]], r"labels\[0\]: 1.0 came, wanted are class indices"),
+        ([tensor(photo(9, 9))], [torch.tensor([1, 2])], "wanted are class indices"),
         ([tensor(photo(9, 9))], [], "equally many"),
     ],
 )

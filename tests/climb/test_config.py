@@ -13,6 +13,14 @@ def test_the_papers_preset_is_the_papers():
     assert [config.steps_for(scale) for scale in config.scales] == [13, 27, 27, 27]
     assert (config.flip, config.score, config.other_classes) == (True, "relu_mean", "all")
     assert dataclasses.replace(config, steps=3).steps == 3
+    assert dataclasses.replace(config, scales=(1.0, 2.0)).steps_for(2.0) == 27
+
+
+def test_wrong_types_are_named():
+    with pytest.raises(UsageError, match="wanted is whole numbers"):
+        ClimbConfig(steps=2.5)
+    with pytest.raises(UsageError, match=r"base_side: 2\.5 came"):
+        ClimbConfig(base_side=2.5)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -29,7 +37,7 @@ def test_settings_from_text():
         ["steps=10", "step_size=.1", "scales=1,1.5", "flip=false", "score=mean", "other_classes=none", "dtype=bf16"]
     )
     assert (config.steps, config.step_size, config.scales, config.flip) == (10, 0.1, (1.0, 1.5), False)
-    assert (config.score, config.other_classes, config.dtype, config.steps_at_scale) == ("mean", "none", "bf16", {})
+    assert (config.score, config.other_classes, config.dtype, config.steps_for(1.0)) == ("mean", "none", "bf16", 10)
     assert ClimbConfig().with_settings(["steps_at_scale=0.5:3,2:4"]).steps_at_scale == {0.5: 3, 2.0: 4}
 
 
@@ -38,7 +46,7 @@ def test_settings_from_text():
     [
         ("steps", "wanted is KEY=VALUE"),
         ("speed=3", "with a key of steps, step_size"),
-        ("steps=0", "steps: 0 came, wanted is a whole number >= 1"),
+        ("steps=0", r"steps: \[0, 13\] came, wanted is whole numbers >= 1"),
         ("steps=2.5", "no value for steps"),
         ("steps=many", "no value for steps"),
         ("step_size=-1", "step_size: -1.0 came"),
@@ -48,7 +56,7 @@ def test_settings_from_text():
         ("scales=", "no value for scales"),
         ("scales=1,1", "each scale once"),
         ("scales=1,-2", "scales > 0"),
-        ("steps_at_scale=3:4", "steps_at_scale"),
+        ("steps_at_scale=1:0", "whole numbers >= 1"),
         ("mask_threshold=1.5", "0 to 1"),
         ("base_side=-4", "base_side: -4 came"),
         ("flip=1", "no value for flip"),
