@@ -203,12 +203,18 @@ PYBIND11_MODULE(_C, m) {
   m.attr("climb_step_workspace") = kClimbStepParts * kClimbStepFields;
   m.attr("cam_accumulate_workspace") = cuda::kCamAccumulateParts;
   const py::none none;
-  m.def("climb_step", &climb_step, arg("image"), arg("gradient"), arg("gradient_max"), arg("step"),
-        arg("network_input") = none, arg("workspace") = none, arg("stream") = none, arg("num_threads") = 0);
-  m.def("climb_loss", &climb_loss, arg("logit_map"), arg("target"), arg("weight"), arg("positive"), arg("initial_map"),
-        arg("suppression"), arg("mask_threshold"), arg("rectify"), arg("members"), arg("objective"), arg("gradient"),
-        arg("pair_map"), arg("mask"), arg("score"), arg("stream") = none, arg("num_threads") = 0);
-  m.def("cam_accumulate", &cam_accumulate, arg("maps"), arg("total"), arg("rows"), arg("columns"), arg("normalise"),
-        arg("workspace") = none, arg("stream") = none, arg("num_threads") = 0);
+  m.def("climb_step", &climb_step,
+        "The kernel of advcam_fast.ops.climb_step, into arrays that are given; see csrc/climb_step.h.", arg("image"),
+        arg("gradient"), arg("gradient_max"), arg("step"), arg("network_input") = none, arg("workspace") = none,
+        arg("stream") = none, arg("num_threads") = 0);
+  m.def("climb_loss", &climb_loss,
+        "The kernel of advcam_fast.ops.climb_loss, into arrays that are given; see csrc/climb_loss.h.",
+        arg("logit_map"), arg("target"), arg("weight"), arg("positive"), arg("initial_map"), arg("suppression"),
+        arg("mask_threshold"), arg("rectify"), arg("members"), arg("objective"), arg("gradient"), arg("pair_map"),
+        arg("mask"), arg("score"), arg("stream") = none, arg("num_threads") = 0);
+  m.def("cam_accumulate", &cam_accumulate,
+        "The kernel of advcam_fast.ops.cam_accumulate, into arrays that are given; see csrc/cam_accumulate.h.",
+        arg("maps"), arg("total"), arg("rows"), arg("columns"), arg("normalise"), arg("workspace") = none,
+        arg("stream") = none, arg("num_threads") = 0);
 }
 }  // namespace advcam
