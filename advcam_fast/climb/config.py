@@ -100,7 +100,10 @@ class ClimbConfig:
             if not equals or key not in known:
                 raise UsageError(f"--set {setting!r}: wanted is KEY=VALUE with a key of {', '.join(known)}")
             changes[key] = _parse(key, text)
-        return dataclasses.replace(self, **changes)
+        config = dataclasses.replace(self, **changes)
+        if unused := set(changes.get("steps_at_scale", ())) - set(config.scales):
+            raise UsageError(f"steps_at_scale: {min(unused):g} came, wanted is one of the scales {config.scales}")
+        return config
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for run.toml: tables have text keys there."""

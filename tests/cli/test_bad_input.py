@@ -11,6 +11,7 @@ from PIL import Image
 
 from advcam_fast.climb import ClimbConfig, MapMaker
 from advcam_fast.data import open_dataset
+from advcam_fast.errors import StoppedError
 from advcam_fast.models import CamModel
 from advcam_fast.pipelines.label import LabelRule, label_dataset
 from advcam_fast.store import RunFolder
@@ -133,8 +134,24 @@ def test_an_image_that_the_network_cannot_take_fails_alone(tmp_path: Path, kind:
         "b": "failed",
         "c": "ok",
     }
-    reason = f"the network cannot take this image of 13 x 20: {kind.__name__}"
-    assert manifest(tmp_path / "run")["b"]["reason"] == reason
+    why = "too little memory for" if kind is MemoryError else "the network cannot take"
+    assert manifest(tmp_path / "run")["b"]["reason"] == f"{why} this image of 13 x 20: {kind.__name__}"
+
+
+def test_a_lost_device_stops_the_run_and_fails_no_image(tmp_path: Path) -> None:
+    data = open_dataset(save_list(tmp_path, [("a.png", "0"), ("b.png", "1"), ("c.png", "0")]))
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        if (tmp_path / "run" / "maps" / "a.npz").exists():
+            raise torch.AcceleratorError("an illegal memory access was encountered")
+        return images
+
+    model = CamModel(features, torch.ones(2, 3), mean=(0.5,) * 3, std=(0.5,) * 3)
+    maker = MapMaker(model, ClimbConfig(steps=1, scales=(1.0,), steps_at_scale={}))
+    with RunFolder.open(tmp_path / "run", {}) as run:
+        with pytest.raises(StoppedError, match=r"the device failed at an image of .* illegal memory access"):
+            label_dataset(data, maker, run, LabelRule(), {"0": 0, "1": 1})
+        assert run.counts() == {"ok": 1, "failed": 0}
 
 
 def test_a_scale_beyond_all_bounds_is_no_traceback(label: Callable[..., Ended], tmp_path: Path) -> None:
@@ -231,9 +248,9 @@ def test_weights_that_do_not_fit(label: Callable[..., Ended], tmp_path: Path, ki
         (("--preset", "genral"), "did you mean general?"),
         (("--set", "stepz=3"), "with a key of steps,"),
         (("--set", "steps"), "wanted is KEY=VALUE"),
-        (("--set", "steps=0"), "wanted is a whole number >= 1"),
+        (("--set", "steps=0"), "wanted is whole numbers >= 1"),
         (("--set", "steps=many"), "that is no value for steps"),
-        (("--set", "step_size=1e999"), "finite"),
+        (("--set", "step_size=1e999"), "step_size: inf came"),
         (("--set", "scales=0"), "scales > 0"),
         (("--set", "steps_at_scale=7:2"), "steps_at_scale"),
         (("--dtype", "fp8"), "fp32 or"),

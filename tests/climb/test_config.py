@@ -56,6 +56,7 @@ def test_settings_from_text():
         ("scales=", "no value for scales"),
         ("scales=1,1", "each scale once"),
         ("scales=1,-2", "scales > 0"),
+        ("steps_at_scale=3:4", r"steps_at_scale: 3 came, wanted is one of the scales \(0\.5, 1\.0"),
         ("steps_at_scale=1:0", "whole numbers >= 1"),
         ("mask_threshold=1.5", "0 to 1"),
         ("base_side=-4", "base_side: -4 came"),
