@@ -67,7 +67,7 @@ def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.doctor(False)
     assert "could not be loaded ([/lib/x.so]: undefined symbol :cat:)" in out.getvalue()
     assert (
-        "timm is not installed (timm networks, efficientnet_lite0): pip install 'advcam_fast[models]'" in out.getvalue()
+        "timm is not installed (timm networks, efficientnet_lite0): in the source folder: pip install '.[models]'" in out.getvalue()
     )
     assert "skimage is not installed" not in out.getvalue()
 
