@@ -66,9 +66,8 @@ def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as out:
         cli.doctor(False)
     assert "could not be loaded ([/lib/x.so]: undefined symbol :cat:)" in out.getvalue()
-    assert (
-        "timm is not installed (timm networks, efficientnet_lite0): in the source folder: pip install '.[models]'" in out.getvalue()
-    )
+    advice = "in the source folder: pip install '.[models]'"
+    assert f"timm is not installed (timm networks, efficientnet_lite0): {advice}" in out.getvalue()
     assert "skimage is not installed" not in out.getvalue()
 
 
