@@ -12,7 +12,7 @@
 
 namespace advcam::cpu {
 namespace {
-constexpr int64_t kClasses = 64;  // classes of one job: their sums stay in registers and first-level cache
+constexpr int64_t kClasses = 1024;  // classes of one job: whole rows of most heads, and sums that fit first-level cache
 
 template <class T>
 using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
