@@ -195,7 +195,8 @@ template <class T>
 void run(const ClimbLoss& s, int threads) {
   Call<T> call(s);
   const int64_t blocks = (s.classes + kClasses - 1) / kClasses, jobs = s.groups * s.members * blocks;
-#pragma omp parallel num_threads(threads) if (threads > 1 && jobs > 1 && jobs * call.pixels > 4096)
+#pragma omp parallel num_threads(threads) if (threads > 1 && jobs > 1 && \
+                                                  jobs * std::min(kClasses, s.classes) * call.pixels > 65536)
   {
 #pragma omp for schedule(static)
     for (int64_t g = 0; g < s.groups; ++g) call.pair(g);
