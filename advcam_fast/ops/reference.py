@@ -69,7 +69,7 @@ def climb_loss(
     objective = (weight[:, None] * score).sum((1, 2)) - suppression * penalty
 
     slope = (weight / pixels)[:, None, :, None, None]
-    gradient = torch.where(z > 0, slope, 0) if rectify else slope.expand_as(z).clone()
+    gradient = torch.where(z <= 0, 0, slope) if rectify else slope.expand_as(z).clone()
     pull = suppression * mask * difference.sign()  # of the pair map; each member sees it its own way round
     pulls = torch.stack([pull, pull.flip(-1)][:group_size], 1)
     gradient[each, :, target] -= torch.where(own > 0, pulls * share, 0)

@@ -23,6 +23,12 @@ ADVCAM_INLINE A relu(A v) {
   return v < A(0) ? A(0) : v;
 }
 
+// Whether s'(v) is 1. A NaN passes here too.
+template <class A>
+ADVCAM_INLINE bool passes(A v, bool rectify) {
+  return !(rectify && v <= A(0));
+}
+
 // Channels-last: every row holds the `classes` logits of one position.
 template <class T, class A>
 ADVCAM_INLINE void rows(const T* __restrict z, T* __restrict dz, int64_t pixels, int64_t stride, int64_t classes,
@@ -32,7 +38,7 @@ ADVCAM_INLINE void rows(const T* __restrict z, T* __restrict dz, int64_t pixels,
     for (int64_t k = 0; k < classes; ++k) {
       const A v = load(z[p * stride + k]);
       sum[k] += rectify ? relu(v) : v;
-      if (dz) store(dz[p * stride + k], !rectify || v > A(0) ? slope[k] : A(0));
+      if (dz) store(dz[p * stride + k], passes(v, rectify) ? slope[k] : A(0));
     }
 }
 // Contiguous: one class's logits side by side. Lanes keep the order of the sum fixed.
@@ -45,12 +51,12 @@ ADVCAM_INLINE A plane(const T* __restrict z, T* __restrict dz, int64_t pixels, A
     for (int j = 0; j < kLanes; ++j) {
       const A v = load(z[p + j]);
       lane[j] += rectify ? relu(v) : v;
-      if (dz) store(dz[p + j], !rectify || v > A(0) ? slope : A(0));
+      if (dz) store(dz[p + j], passes(v, rectify) ? slope : A(0));
     }
   for (; p < pixels; ++p) {
     const A v = load(z[p]);
     sum += rectify ? relu(v) : v;
-    if (dz) store(dz[p], !rectify || v > A(0) ? slope : A(0));
+    if (dz) store(dz[p], passes(v, rectify) ? slope : A(0));
   }
   for (A a : lane) sum += a;
   return sum;
