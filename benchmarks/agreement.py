@@ -30,8 +30,8 @@ def check(
     for name, result in got.items():
         if name == "network_input":
             assert torch.equal(result, got["image"].to(result.dtype)), "network_input is not the image, rounded"
-        elif name == "mask":
-            assert torch.equal(result.cpu(), want[name]), "the masks differ"
+        elif name in ("mask", "bits"):
+            assert torch.equal(result.cpu(), want[name]), f"the {name} differ"
         else:
             close(result.cpu(), want[name])
     return got

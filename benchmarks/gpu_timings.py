@@ -22,7 +22,6 @@ from advcam_fast.bench.cases import CASES, Arguments, Case, minimum_bytes, outpu
 from advcam_fast.bench.networks import best_class, plain_peer, random_model
 from advcam_fast.bench.plain_loop import plain_step
 from advcam_fast.climb.climber import Climber
-from advcam_fast.ops import reference
 from advcam_fast.ops.backend import backend_of, has_triton
 
 Row = dict[str, Any]
@@ -31,16 +30,16 @@ COMPILED_PAIRS = 16  # torch.compile takes seconds a case: at one batch size onl
 PEERS = ("eager", "compiled", "plain")  # what ours is compared with: that one of them fails is no fault of ours
 
 
-def implementations(stem: str, device: str, compiled: bool) -> dict[str, Callable[..., Any]]:
-    """By name: ours first, then its peers."""
-    found = {backend_of(device): getattr(ops, stem), "eager": getattr(reference, stem)}
+def implementations(case: Case, device: str, compiled: bool) -> dict[str, Callable[[Arguments], Callable[..., Any]]]:
+    """By name, ours first, then its peers: what runs on the arguments that it is made for."""
+    found = {backend_of(device): lambda _: getattr(ops, case.stem), "eager": case.eager}
     if device == "cuda" and backend_of(device) == "native" and has_triton():
         from advcam_fast.ops import triton
 
-        found["triton"] = getattr(triton, stem)
+        found["triton"] = lambda _: getattr(triton, case.stem)
     if compiled:
         torch.compiler.reset()
-        found["compiled"] = torch.compile(getattr(reference, stem), dynamic=False)
+        found["compiled"] = lambda arguments: torch.compile(case.eager(arguments), dynamic=False)
     return found
 
 
@@ -64,7 +63,7 @@ def kernel_rows(device: str, quick: bool) -> Iterator[Row]:
     for case in CASES:
         for pairs in (COMPILED_PAIRS,) if quick else (1, COMPILED_PAIRS, 64):
             compiled = pairs == COMPILED_PAIRS and (case is CASES[0] or not quick)
-            for implementation, run in implementations(case.stem, device, compiled).items():
+            for implementation, make_run in implementations(case, device, compiled).items():
                 row = {"stem": case.stem, "case": case.name, "pairs": pairs, "implementation": implementation}
                 # the engine's layout for ours, the one that the reference is faster with for its peers
                 layout = {"device": device, "shrink": shrink, "channels_last": implementation not in PEERS}
@@ -74,13 +73,18 @@ def kernel_rows(device: str, quick: bool) -> Iterator[Row]:
 
                 def measure(
                     case: Case = case,
-                    run: Callable[..., Any] = run,
+                    make_run: Callable[[Arguments], Callable[..., Any]] = make_run,
                     pairs: int = pairs,
                     checked: int = checked,
                     layout: Row = layout,
                 ) -> Row:
-                    check(case.stem, run, case.arguments(checked, **layout))
-                    return time_kernel(case.stem, run, case.arguments(pairs, **layout), device, speed)
+                    arguments = case.arguments(checked, **layout)
+                    run = make_run(arguments)
+                    check(case.stem, run, arguments)
+                    if checked != pairs:
+                        arguments = case.arguments(pairs, **layout)
+                        run = make_run(arguments)
+                    return time_kernel(case.stem, run, arguments, device, speed)
 
                 yield guarded_row(row, measure, device)
 

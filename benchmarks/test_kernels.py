@@ -1,6 +1,7 @@
-"""Every kernel against its eager reference and torch.compile of it, on a CPU.
+"""Every kernel against eager PyTorch and torch.compile of it, on a CPU.
 
-The reference gets contiguous tensors, which it is faster with; the kernels get channels-last ones, as in the engine.
+Eager PyTorch is the reference, or what a case names in its place. The reference gets contiguous tensors, which it is
+faster with; the kernels get channels-last ones, as in the engine.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from advcam_fast import ops
 from advcam_fast.bench.cases import CASES, Case
-from advcam_fast.ops import reference
 
 IMPLEMENTATIONS = ("ours", "eager", "compiled")
 
@@ -21,12 +21,11 @@ IMPLEMENTATIONS = ("ours", "eager", "compiled")
 @pytest.mark.parametrize("threads", [1, 0], indirect=True, ids=["one_thread", "all_threads"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.stem}, {case.name}")
 def test_kernel(benchmark: BenchmarkFixture, case: Case, threads: int, implementation: str, shrink: int) -> None:
+    arguments = case.arguments(shrink=shrink, channels_last=implementation == "ours")
+    run = getattr(ops, case.stem) if implementation == "ours" else case.eager(arguments)
     if implementation == "compiled":
         torch.compiler.reset()
-        run = torch.compile(getattr(reference, case.stem), dynamic=False)
-    else:
-        run = getattr(ops if implementation == "ours" else reference, case.stem)
-    arguments = case.arguments(shrink=shrink, channels_last=implementation == "ours")
+        run = torch.compile(run, dynamic=False)
     check(case.stem, run, arguments)
     benchmark.group = f"{case.stem}, {case.name}, {threads} thread{'s' * (threads > 1)}"
     benchmark.extra_info["implementation"] = implementation

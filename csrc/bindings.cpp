@@ -11,6 +11,7 @@
 #include "cam_accumulate.h"
 #include "climb_loss.h"
 #include "climb_step.h"
+#include "masked_relu.h"
 #include "tensor_view.h"
 
 namespace advcam {
@@ -194,6 +195,62 @@ void cam_accumulate(const std::vector<py::object>& maps, py::handle total_, int6
   dispatch(call, total, workspace, call.count * cuda::kCamAccumulateParts, stream, threads, &cpu::cam_accumulate,
            CUDA_LAUNCHER(cam_accumulate));
 }
+
+// [rows, channels] of a dense [B, C, H, W] (channels-last) or [rows, channels] tensor.
+int64_t channels_of(const TensorView& x) {
+  if (x.ndim == 4 && x.dense({0, 2, 3, 1})) return x.shape[1];
+  if (x.ndim == 2 && x.dense({0, 1})) return x.shape[1];
+  throw py::value_error(std::string(x.name) + ": shape " + x.shape_text() +
+                        " came, wanted is a channels-last (B, C, H, W) or a contiguous (rows, channels)");
+}
+
+void masked_relu(py::handle x_, py::handle bias_, py::handle residual_, double ceiling, py::handle valid_,
+                 py::handle bits_, Stream stream, int threads) {
+  TensorView x("x", x_);
+  MaskedRelu call{};
+  call.dtype = x.dtype({DType::f32, DType::f64, DType::bf16, DType::f16});
+  x.writable();
+  call.channels = channels_of(x), call.ceiling = ceiling;
+  call.rows = x.ndim == 2 ? x.shape[0] : x.shape[0] * x.shape[2] * x.shape[3];
+  if (!(ceiling > 0)) throw py::value_error("ceiling: " + std::to_string(ceiling) + " came, wanted is a number > 0");
+  std::optional<TensorView> bias, residual, valid, bits;
+  if (!bias_.is_none()) {
+    bias.emplace("bias", bias_);
+    bias->dtype({call.dtype == DType::f64 ? DType::f64 : DType::f32}), bias->has_shape({call.channels});
+    bias->contiguous(), bias->on_device_of(x);
+  }
+  if (!residual_.is_none()) {
+    residual.emplace("residual", residual_);
+    residual->dtype({call.dtype}), residual->same_layout_as(x);
+  }
+  if (!valid_.is_none()) {
+    valid.emplace("valid", valid_);
+    valid->byte(), valid->contiguous(), valid->on_device_of(x);
+    if (valid->numel != call.rows)
+      throw py::value_error("valid: " + std::to_string(valid->numel) + " elements came, wanted are " +
+                            std::to_string(call.rows));
+  }
+  if (!bits_.is_none()) {
+    bits.emplace("bits", bits_);
+    bits->byte(), bits->contiguous(), bits->writable(), bits->on_device_of(x), bits->has_shape({(x.numel + 7) / 8});
+  }
+  if (x.numel == 0) return;
+  call.x = x.data, call.bias = bias ? bias->data : nullptr, call.residual = residual ? residual->data : nullptr;
+  call.valid = valid ? static_cast<const uint8_t*>(valid->data) : nullptr;
+  call.bits = bits ? static_cast<uint8_t*>(bits->data) : nullptr;
+  dispatch(call, x, py::none(), 0, stream, threads, &cpu::masked_relu, CUDA_LAUNCHER(masked_relu));
+}
+
+void masked_relu_backward(py::handle gradient_, py::handle bits_, Stream stream, int threads) {
+  TensorView gradient("gradient", gradient_), bits("bits", bits_);
+  const DType t = gradient.dtype({DType::f32, DType::f64, DType::bf16, DType::f16});
+  gradient.writable(), channels_of(gradient);
+  bits.byte(), bits.contiguous(), bits.on_device_of(gradient), bits.has_shape({(gradient.numel + 7) / 8});
+  if (gradient.numel == 0) return;
+  const MaskedReluBackward call{gradient.data, static_cast<const uint8_t*>(bits.data), t, gradient.numel};
+  dispatch(call, gradient, py::none(), 0, stream, threads, &cpu::masked_relu_backward,
+           CUDA_LAUNCHER(masked_relu_backward));
+}
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -216,5 +273,11 @@ PYBIND11_MODULE(_C, m) {
         "The kernel of advcam_fast.ops.cam_accumulate, into arrays that are given; see csrc/cam_accumulate.h.",
         arg("maps"), arg("total"), arg("rows"), arg("columns"), arg("normalise"), arg("workspace") = none,
         arg("stream") = none, arg("num_threads") = 0);
+  m.def("masked_relu", &masked_relu,
+        "The kernel of advcam_fast.ops.masked_relu, into arrays that are given; see csrc/masked_relu.h.", arg("x"),
+        arg("bias"), arg("residual"), arg("ceiling"), arg("valid"), arg("bits"), arg("stream") = none,
+        arg("num_threads") = 0);
+  m.def("masked_relu_backward", &masked_relu_backward, "The gradient of masked_relu, in place; see csrc/masked_relu.h.",
+        arg("gradient"), arg("bits"), arg("stream") = none, arg("num_threads") = 0);
 }
 }  // namespace advcam

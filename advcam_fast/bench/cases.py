@@ -1,16 +1,20 @@
 """What the kernels are measured on: one table for the benchmarks, the GPU command and the checks on a device.
 
-Every case is an item of real work: flip pairs of 375x500 images, stride-16 maps, heads of 20 and of 1000 classes.
+Every case is an item of real work: flip pairs of 375x500 images, stride-16 maps, heads of 20 and of 1000 classes, the
+activation behind a ResNet-50's first stage.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from advcam_fast.ops import reference
 
 Arguments = dict[str, Any]  # by the parameter names that ops.<stem>, reference.<stem> and triton.<stem> share
 SCALED_MAPS = ((12, 16), (24, 32), (36, 47), (47, 63))  # of 375x500 at the scales 0.5, 1, 1.5, 2 and stride 16
@@ -37,15 +41,20 @@ class Source:
 
 @dataclass(frozen=True)
 class Case:
-    """stem: the op. make: (source, flip pairs) -> its arguments."""
+    """stem: the op. make: (source, flip pairs) -> its arguments. peer: see `eager`."""
 
     stem: str
     name: str
     make: Callable[[Source, int], Arguments]
+    peer: Callable[[Arguments], Callable[..., Any]] | None = None
 
     def arguments(self, pairs: int = 1, device: str = "cpu", shrink: int = 1, channels_last: bool = True) -> Arguments:
         """The op's arguments; channels_last is the engine's layout, the eager reference is faster without."""
         return self.make(Source(device, shrink, channels_last), pairs)
+
+    def eager(self, arguments: Arguments) -> Callable[..., Any]:
+        """What the op is compared with on these arguments: the reference, or the PyTorch that it stands in for."""
+        return getattr(reference, self.stem) if self.peer is None else self.peer(arguments)
 
 
 def _step(half: torch.dtype | None) -> Callable[[Source, int], Arguments]:
@@ -100,6 +109,43 @@ def _scales(source: Source, pairs: int) -> Arguments:
     }
 
 
+def _activation(source: Source, pairs: int) -> Tensor:
+    """Channels-last for all: nothing that works element by element is faster without."""
+    shape = (2 * pairs, 256, source.side(94), source.side(125))
+    return source.normal(*shape).contiguous(memory_format=torch.channels_last)
+
+
+def _relu(source: Source, pairs: int) -> Arguments:
+    absent = {"bias": None, "residual": None, "valid": None}
+    return {"x": _activation(source, pairs), "ceiling": math.inf, "save": True, **absent}
+
+
+def _relu_of_torch(arguments: Arguments) -> Callable[..., Any]:
+    """In place too; what autograd keeps of it is the result, which needs no further write."""
+
+    def run(x: Tensor, **_: Any) -> None:
+        torch.relu_(x)
+
+    return run
+
+
+def _relu_backward(source: Source, pairs: int) -> Arguments:
+    gradient = _activation(source, pairs)
+    size = ((gradient.numel() + 7) // 8,)
+    bits = torch.randint(0, 256, size, dtype=torch.uint8, device=source.device, generator=source.generator)
+    return {"gradient": gradient, "bits": bits}
+
+
+def _relu_backward_of_torch(arguments: Arguments) -> Callable[..., Any]:
+    """Autograd's function, with the activation that it kept."""
+    activation = reference.masked_relu_backward(torch.ones_like(arguments["gradient"]), arguments["bits"])
+
+    def run(gradient: Tensor, bits: Tensor) -> Tensor:
+        return torch.ops.aten.threshold_backward(gradient, activation, 0)
+
+    return run
+
+
 CASES = (
     Case("climb_step", "375x500 fp32", _step(None)),
     Case("climb_step", "375x500 bf16 gradient", _step(torch.bfloat16)),
@@ -107,6 +153,8 @@ CASES = (
     Case("climb_loss", "1000 classes 24x32", _loss(1000)),
     Case("cam_accumulate", "one step 24x32", _one_map),
     Case("cam_accumulate", "4 scales to 375x500", _scales),
+    Case("masked_relu", "256x94x125 fp32 with bits", _relu, _relu_of_torch),
+    Case("masked_relu_backward", "256x94x125 fp32", _relu_backward, _relu_backward_of_torch),
 )
 
 
@@ -117,6 +165,10 @@ def outputs(stem: str, run: Callable[..., Any], arguments: Arguments) -> dict[st
         return dict(zip(("objective", "gradient", "pair_map", "mask", "score"), result, strict=True))
     if stem == "cam_accumulate":
         return {"total": arguments["total"]}
+    if stem == "masked_relu":  # torch's relu has no bits
+        return {"x": arguments["x"]} | ({} if result is None else {"bits": result})
+    if stem == "masked_relu_backward":  # torch's is not in place
+        return {"gradient": arguments["gradient"] if result is None else result}
     written = {"image": arguments["image"], "largest": result}
     network_input = arguments["network_input"]
     return written if network_input is None else written | {"network_input": network_input}

@@ -91,3 +91,40 @@ def cam_accumulate(
     if normalise and total.numel():
         total /= total.amax((1, 2), keepdim=True) + 1e-5
     return total
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """A dense channels-last [B, C, H, W] as [rows, C]: a view or an error, never a copy; [rows, C] as it is."""
+    if tensor.ndim == 2:
+        return tensor
+    batch, channels, height, width = tensor.shape
+    return tensor.permute(0, 2, 3, 1).view(batch * height * width, channels)
+
+
+def masked_relu(
+    x: Tensor,  # [B, C, H, W] channels-last, or [rows, C]
+    bias: Tensor | None = None,  # [C]
+    residual: Tensor | None = None,  # like x
+    ceiling: float = float("inf"),
+    valid: Tensor | None = None,  # [B, H, W] or [rows]
+    save: bool = True,
+) -> Tensor:  # uint8 [ceil(numel / 8)], or [0]
+    """x <- min(max(x + bias + residual, 0), ceiling) where valid, else 0; returns the bits of 0 < v < ceiling."""
+    rows = _rows(x)
+    v = rows if bias is None else (rows + bias).to(x.dtype)
+    v = v if residual is None else v + _rows(residual)
+    v = v if valid is None else torch.where(valid.flatten()[:, None] != 0, v, 0)
+    kept = ~((v <= 0) | (v >= ceiling))
+    rows.copy_(v.clamp(0, ceiling))
+    if not save:
+        return x.new_empty(0, dtype=torch.uint8)
+    flags = F.pad(kept.flatten(), (0, -kept.numel() % 8)).unflatten(0, (-1, 8)).to(torch.int32)
+    return (flags << torch.arange(8, device=x.device)).sum(1).to(torch.uint8)
+
+
+def masked_relu_backward(gradient: Tensor, bits: Tensor) -> Tensor:
+    """g <- bit ? g : 0, in memory order."""
+    flags = (bits[:, None] >> torch.arange(8, device=bits.device, dtype=torch.uint8)) & 1
+    rows = _rows(gradient)
+    rows.copy_(torch.where(flags.flatten()[: rows.numel()].view(rows.shape) != 0, rows, 0))
+    return gradient

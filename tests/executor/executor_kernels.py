@@ -64,6 +64,32 @@ class CamAccumulateArguments(ctypes.Structure):
     ]
 
 
+class MaskedReluArguments(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "bias", "residual", "valid", "bits")),
+        ("dtype", ctypes.c_int),
+        *((name, ctypes.c_int64) for name in ("rows", "channels")),
+        ("ceiling", ctypes.c_double),
+    ]
+
+
+class MaskedReluBackwardArguments(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("gradient", "bits")),
+        ("dtype", ctypes.c_int),
+        ("n", ctypes.c_int64),
+    ]
+
+
+ARGUMENTS = {  # in the order of argument_bytes in launchers.cpp
+    "climb_step": ClimbStepArguments,
+    "climb_loss": ClimbLossArguments,
+    "cam_accumulate": CamAccumulateArguments,
+    "masked_relu": MaskedReluArguments,
+    "masked_relu_backward": MaskedReluBackwardArguments,
+}
+
+
 class Loss(NamedTuple):
     objective: Tensor  # [groups]
     gradient: Tensor | None  # like logit_map
@@ -85,15 +111,14 @@ class Kernels:
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
-        arguments = (ClimbStepArguments, ClimbLossArguments, CamAccumulateArguments)
-        for name, structure in zip(("climb_step", "climb_loss", "cam_accumulate"), arguments, strict=True):
+        for name, structure in ARGUMENTS.items():
             launcher = getattr(self.library, name)
             launcher.argtypes = [ctypes.POINTER(structure), ctypes.c_void_p, ctypes.c_int]
             launcher.restype = ctypes.c_char_p
         self.library.launch_count.restype = ctypes.c_int64
-        bytes_in_c = (ctypes.c_int64 * 3)()
+        bytes_in_c = (ctypes.c_int64 * len(ARGUMENTS))()
         self.library.argument_bytes(bytes_in_c)
-        assert list(bytes_in_c) == [ctypes.sizeof(a) for a in arguments], "csrc/*.h and this file disagree"
+        assert list(bytes_in_c) == [ctypes.sizeof(a) for a in ARGUMENTS.values()], "csrc/*.h and this file disagree"
 
     def run(self, name: str, arguments: ctypes.Structure, workspace: Tensor, device: int = 0) -> None:
         error = getattr(self.library, name)(ctypes.byref(arguments), workspace.data_ptr(), device)
@@ -204,3 +229,38 @@ class Kernels:
             arguments.map_height[s], arguments.map_width[s] = scale_map.shape[1:]
         self.run("cam_accumulate", arguments, _poison((total.shape[0], ACCUMULATE_PARTS), total.dtype))
         return total
+
+    def masked_relu(
+        self,
+        x: Tensor,  # [rows, channels], written
+        bias: Tensor | None = None,  # [channels]
+        residual: Tensor | None = None,  # like x
+        ceiling: float = float("inf"),
+        valid: Tensor | None = None,  # [rows]
+        save: bool = True,
+        device: int = 0,
+    ) -> Tensor | None:  # [ceil(numel / 8)]
+        bits = torch.full(((x.numel() + 7) // 8,), 0xFF, dtype=torch.uint8) if save else None
+        arguments = MaskedReluArguments(
+            x=_pointer(x),
+            bias=_pointer(bias),
+            residual=_pointer(residual),
+            valid=_pointer(valid),
+            bits=_pointer(bits),
+            dtype=DTYPES.index(x.dtype),
+            rows=x.shape[0],
+            channels=x.shape[1],
+            ceiling=ceiling,
+        )
+        self.run("masked_relu", arguments, torch.empty(0), device)
+        return bits
+
+    def masked_relu_backward(self, gradient: Tensor, bits: Tensor) -> Tensor:
+        arguments = MaskedReluBackwardArguments(
+            gradient=_pointer(gradient),
+            bits=_pointer(bits),
+            dtype=DTYPES.index(gradient.dtype),
+            n=gradient.numel(),
+        )
+        self.run("masked_relu_backward", arguments, torch.empty(0))
+        return gradient

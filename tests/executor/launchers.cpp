@@ -3,14 +3,17 @@
 #include "climb_loss.h"
 #include "climb_step.h"
 #include "executor.h"
+#include "masked_relu.h"
 
 extern "C" {
 
-// For the tests to compare with their own declarations of the arguments. [3]
+// For the tests to compare with their own declarations of the arguments. [5]
 void argument_bytes(int64_t* bytes) {
   bytes[0] = sizeof(advcam::ClimbStep);
   bytes[1] = sizeof(advcam::ClimbLoss);
   bytes[2] = sizeof(advcam::CamAccumulate);
+  bytes[3] = sizeof(advcam::MaskedRelu);
+  bytes[4] = sizeof(advcam::MaskedReluBackward);
 }
 
 const char* climb_step(const advcam::ClimbStep* arguments, void* workspace, int device) {
@@ -23,6 +26,14 @@ const char* climb_loss(const advcam::ClimbLoss* arguments, void* workspace, int 
 
 const char* cam_accumulate(const advcam::CamAccumulate* arguments, void* workspace, int device) {
   return advcam::cuda::cam_accumulate(*arguments, workspace, device, nullptr);
+}
+
+const char* masked_relu(const advcam::MaskedRelu* arguments, void* workspace, int device) {
+  return advcam::cuda::masked_relu(*arguments, workspace, device, nullptr);
+}
+
+const char* masked_relu_backward(const advcam::MaskedReluBackward* arguments, void* workspace, int device) {
+  return advcam::cuda::masked_relu_backward(*arguments, workspace, device, nullptr);
 }
 
 int64_t launch_count() { return static_cast<int64_t>(executor::launches.size()); }

@@ -9,6 +9,7 @@
 #include "cam_accumulate.h"
 #include "climb_loss.h"
 #include "climb_step.h"
+#include "masked_relu.h"
 #include "planted_bugs.h"
 
 namespace {
@@ -52,9 +53,9 @@ bool succeeded(const char* error) {
 
 // Elements between the beginning of a heap block, which is aligned, and that of the tensor.
 struct Shift {
-  int64_t first = 0;   // image, logit map or total
-  int64_t second = 0;  // gradient or map
-  int64_t third = 0;   // network's input
+  int64_t first = 0;   // image, logit map, total or x
+  int64_t second = 0;  // gradient, map or residual
+  int64_t third = 0;   // network's input or bias
 };
 
 bool step(int64_t groups, int64_t n, DType image_dtype, DType gradient_dtype, DType network_dtype, Shift shift = {}) {
@@ -137,6 +138,42 @@ bool accumulate(int64_t count, int64_t height, int64_t width, int64_t rows, int6
   return succeeded(advcam::cuda::cam_accumulate(arguments, workspace.data(), 0, nullptr));
 }
 
+// With bias, residual, valid and bits, or with none of them; then backward, which reads the bits.
+bool relu(int64_t rows, int64_t channels, DType dtype, bool whole, Shift shift = {}) {
+  const DType acc = dtype == DType::f64 ? DType::f64 : DType::f32;
+  const int64_t n = rows * channels, size = size_of(dtype);
+  Bytes x = waves(dtype, n + shift.first), residual = waves(dtype, n + shift.second);
+  Bytes bias = waves(acc, channels + shift.third), valid(rows), bits((n + 7) / 8);
+  for (int64_t row = 0; row < rows; ++row) valid[row] = row % 3 != 1;
+  advcam::MaskedRelu arguments{};
+  arguments.x = x.data() + shift.first * size;
+  arguments.bias = whole ? bias.data() + shift.third * size_of(acc) : nullptr;
+  arguments.residual = whole ? residual.data() + shift.second * size : nullptr;
+  arguments.valid = whole ? valid.data() : nullptr;
+  arguments.bits = whole ? bits.data() : nullptr;
+  arguments.dtype = dtype;
+  arguments.rows = rows;
+  arguments.channels = channels;
+  arguments.ceiling = whole ? 0.5 : INFINITY;
+  const advcam::MaskedReluBackward backward{arguments.x, bits.data(), dtype, n};
+  return succeeded(advcam::cuda::masked_relu(arguments, nullptr, 0, nullptr)) &&
+         succeeded(advcam::cuda::masked_relu_backward(backward, nullptr, 0, nullptr));
+}
+
+bool many_relus() {
+  bool good = true;
+  const int64_t shapes[][2] = {{1, 1}, {1, 8}, {7, 3}, {5, 16}, {33, 21}, {3, 4096}, {300, 24}};
+  for (const auto& shape : shapes) {
+    for (DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16}) {
+      for (bool whole : {false, true}) good &= relu(shape[0], shape[1], dtype, whole);
+      for (Shift shift : {Shift{1, 0, 0}, Shift{0, 1, 0}, Shift{0, 0, 1}}) {
+        good &= relu(shape[0], shape[1], dtype, true, shift);
+      }
+    }
+  }
+  return good;
+}
+
 bool many_shapes() {
   bool good = true;
   for (int64_t n : {1, 3, 1023, 4096, 4100, 9001}) {
@@ -161,7 +198,7 @@ bool many_shapes() {
     }
     good &= accumulate(2, 15, 17, 16, 32, dtype) && accumulate(1, 40, 64, 48, 64, dtype);
   }
-  return good && step(2, 4096, DType::f32, DType::f32, DType::bf16, Shift{0, 0, 1});
+  return good && step(2, 4096, DType::f32, DType::f32, DType::bf16, Shift{0, 0, 1}) && many_relus();
 }
 
 // Every kernel in its vector and its scalar variant.
@@ -169,7 +206,9 @@ bool few_shapes() {
   return step(2, 4100, DType::f32, DType::bf16, DType::f16) && step(1, 33, DType::f64, DType::f64, DType::none) &&
          loss(1, 2, 8, 4, 6, DType::f32, false) && loss(1, 2, 3, 19, 27, DType::f32, false) &&
          loss(1, 2, 8, 4, 6, DType::f32, true) && loss(1, 1, 5, 3, 5, DType::bf16, true) &&
-         accumulate(1, 8, 12, 8, 12, DType::f32) && accumulate(1, 7, 9, 8, 10, DType::f32);
+         accumulate(1, 8, 12, 8, 12, DType::f32) && accumulate(1, 7, 9, 8, 10, DType::f32) &&
+         relu(130, 16, DType::f32, true) && relu(13, 21, DType::bf16, true) &&
+         relu(13, 21, DType::f64, true, Shift{1, 0, 0});
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ def inputs(groups: int, n: int, image: torch.dtype, gradient: torch.dtype, seed:
 
 
 def check(kernels: Kernels, image: Tensor, gradient: Tensor, network: torch.dtype | None) -> None:
-    want = image.double()
+    want = image.to(torch.float64, copy=True)
     want_max = reference.climb_step(want, gradient.double(), STEP, group_size=1)
     network_input = None if network is None else torch.full_like(image, float("nan"), dtype=network)
     largest = kernels.climb_step(image, gradient, STEP, network_input)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from executor_kernels import ClimbStepArguments, Kernels
+from executor_kernels import ClimbStepArguments, Kernels, MaskedReluArguments, MaskedReluBackwardArguments
 from torch import Tensor
 
 Results = list[Tensor]  # each [groups, ...]
@@ -54,8 +54,20 @@ def cam_accumulate(kernels: Kernels, groups: Tensor, poisoned: Tensor) -> Result
     return [kernels.cam_accumulate([m[groups] for m in maps], total, (40, 52), normalise=True)]
 
 
+def masked_relu(kernels: Kernels, groups: Tensor, poisoned: Tensor) -> Results:
+    random = torch.Generator().manual_seed(5)
+    x, residual, gradient = torch.randn(3, GROUPS, 37, 24, generator=random)  # a group's bits are whole bytes
+    x[poisoned] = gradient[poisoned] = float("nan")
+    bias, valid = torch.randn(24, generator=random), (torch.rand(GROUPS, 37, generator=random) < 0.8).to(torch.uint8)
+    x, residual, gradient = (t[groups].flatten(0, 1) for t in (x, residual, gradient))
+    bits = kernels.masked_relu(x, bias, residual, 6.0, valid[groups].flatten())
+    assert bits is not None
+    kernels.masked_relu_backward(gradient, bits)
+    return [t.unflatten(0, (len(groups), -1)) for t in (x, gradient, bits)]
+
+
 Op = Callable[[Kernels, Tensor, Tensor], Results]
-OPS: list[Op] = [climb_step, climb_loss_planar, climb_loss_channels_last, cam_accumulate]
+OPS: list[Op] = [climb_step, climb_loss_planar, climb_loss_channels_last, cam_accumulate, masked_relu]
 EVERYONE, NOBODY = torch.arange(GROUPS), torch.empty(0, dtype=torch.int64)
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.__name__)
 
@@ -124,6 +136,15 @@ def test_one_launch_adds_64_maps(kernels: Kernels) -> None:
     assert [grid for grid, _ in kernels.launches()] == [(PAIRS * 3, 1, 1), (PAIRS * 3, 1, 1)]
 
 
+def test_one_launch_rectifies_any_number_of_rows(kernels: Kernels) -> None:
+    x = torch.randn(PAIRS * 50, 24)
+    kernels.launches()
+    bits = kernels.masked_relu(x)
+    assert bits is not None
+    kernels.masked_relu_backward(x, bits)
+    assert [grid for grid, _ in kernels.launches()] == 2 * [(-(-PAIRS * 50 * 24 // 8 // 256), 1, 1)]
+
+
 def test_more_groups_than_the_second_axis_of_a_grid_holds(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXECUTOR_ORDER", "none")
     groups = 70_000
@@ -140,3 +161,7 @@ def test_too_many_groups_are_an_error_text(kernels: Kernels, groups: int, monkey
     monkeypatch.setenv("EXECUTOR_ORDER", "none")
     with pytest.raises(RuntimeError, match="invalid configuration"):
         kernels.run("climb_step", ClimbStepArguments(groups=groups, n=1), torch.empty(0))
+    with pytest.raises(RuntimeError, match="invalid configuration"):
+        kernels.run("masked_relu", MaskedReluArguments(rows=groups, channels=8 * 256), torch.empty(0))
+    with pytest.raises(RuntimeError, match="invalid configuration"):
+        kernels.run("masked_relu_backward", MaskedReluBackwardArguments(n=groups * 8 * 256), torch.empty(0))

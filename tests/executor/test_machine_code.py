@@ -13,6 +13,8 @@ from machine_code import Kernel, find_tool, read_kernels
 
 ARCHITECTURES = (80, 90)
 REGISTERS = 64  # two blocks of 512 threads, or four of 256, on every multiprocessor
+# of float64 kernels: a call of the division, and elements that are chosen
+NO_ARITHMETIC = ("cam_accumulate_normalise", "masked_relu_keep")
 SIZES = {"float": 4, "double": 8, "__half": 2, "__nv_bfloat16": 2, "Absent": 0}
 
 
@@ -77,6 +79,8 @@ def test_both_architectures_hold_every_kernel(kernels: list[Kernel]) -> None:
         "climb_loss_groups",
         "cam_accumulate_add",
         "cam_accumulate_normalise",
+        "masked_relu_forward",
+        "masked_relu_keep",
     }
 
 
@@ -93,7 +97,7 @@ def test_registers(kernels: list[Kernel], planted: dict[str, Kernel]) -> None:
 def test_float_kernels_hold_no_double_precision(kernels: list[Kernel], planted: dict[str, Kernel]) -> None:
     floats = [k for k in kernels if "double" not in k.name]
     assert {k.name: k.float64_opcodes() for k in floats if k.float64_opcodes()} == {}
-    assert all(k.float64_opcodes() for k in kernels if "double" in k.name and "normalise" not in k.name)
+    assert all(k.float64_opcodes() for k in kernels if "double" in k.name and not k.name.startswith(NO_ARITHMETIC))
     assert planted["planted_float64"].float64_opcodes(), "the planted fault went unseen"
 
 
@@ -120,6 +124,20 @@ def test_cam_accumulate_moves_the_minimum(kernels: list[Kernel]) -> None:
         assert bytes_moved(kernel, "LDG") == 2 * bytes_moved(kernel, "STG") == 32, kernel.name
     for kernel, _ in vector_variants(kernels, "cam_accumulate_normalise", 1):
         assert bytes_moved(kernel, "LDG") == bytes_moved(kernel, "STG") > 0, kernel.name
+
+
+def test_masked_relu_moves_the_minimum(kernels: list[Kernel]) -> None:
+    """Eight elements a thread in the widest packs; the narrower accesses are those of the last thread."""
+    for kernel, (dtype, _) in vector_variants(kernels, "masked_relu_forward", 1):
+        size, wide = SIZES[dtype], max(SIZES[dtype], 4)
+        assert kernel.widths("LDG").count(16) == (8 * size + 8 * size + 8 * wide) // 16, (
+            f"{kernel.name}: x, residual, bias"
+        )
+        assert kernel.widths("STG").count(16) == 8 * size // 16, kernel.name
+        assert kernel.widths("STG").count(1) == 1, f"{kernel.name}: one byte of bits"
+    for kernel, (dtype, _) in vector_variants(kernels, "masked_relu_keep", 1):
+        assert kernel.widths("LDG").count(16) == kernel.widths("STG").count(16) == 8 * SIZES[dtype] // 16, kernel.name
+        assert kernel.widths("LDG").count(1) == 1, f"{kernel.name}: one byte of bits"
 
 
 def test_the_gate_sees_narrow_accesses(planted: dict[str, Kernel]) -> None:

@@ -47,7 +47,7 @@ class Recorder:
 
 def _compiled(stem: str, arguments: tuple[Any, ...], target: GPUTarget) -> Iterator[tuple[str, CompiledKernel]]:
     """(name, code) of each launch of op `stem`, specialised on its arguments as Triton does when it launches."""
-    module = import_module(f"advcam_fast.ops.triton.{stem}")
+    module = import_module(f"advcam_fast.ops.triton.{stem.removesuffix('_backward')}")
     launches: list[tuple[JITFunction, tuple[Any, ...], dict[str, Any]]] = []
     with pytest.MonkeyPatch.context() as patch:
         for name, value in list(vars(module).items()):
@@ -86,6 +86,15 @@ def _cam(dtype: torch.dtype) -> tuple[Any, ...]:
     return maps, torch.zeros(2, 375, 500, dtype=dtype), (376, 512), True
 
 
+def _relu(dtype: torch.dtype, channels: int = 256, whole: bool = True) -> tuple[Any, ...]:
+    """whole: with all that is optional."""
+    x = torch.zeros(1, channels, 47, 63, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    if not whole:
+        return x, None, None, float("inf"), None, False
+    bias = torch.zeros(channels, dtype=F64 if dtype == F64 else F32)
+    return x, bias, x.clone(), 6.0, torch.ones(1, 47, 63, dtype=torch.bool), True
+
+
 CASES = {
     "climb_step bf16": ("climb_step", _step((2, 3, 375, 500), F32, BF16)),
     "climb_step fp64": ("climb_step", _step((2, 3, 64, 64), F64, F64)),
@@ -94,11 +103,22 @@ CASES = {
     "climb_loss fp64 channels_last": ("climb_loss", _loss(F64, torch.channels_last)),
     "cam_accumulate fp32": ("cam_accumulate", _cam(F32)),
     "cam_accumulate fp64": ("cam_accumulate", _cam(F64)),
+    "masked_relu fp32": ("masked_relu", _relu(F32)),
+    "masked_relu bf16": ("masked_relu", _relu(BF16)),
+    "masked_relu fp64": ("masked_relu", _relu(F64)),
+    "masked_relu fp32 plain": ("masked_relu", _relu(F32, whole=False)),
+    "masked_relu_backward fp32": ("masked_relu_backward", (torch.zeros(300, 24), torch.zeros(900, dtype=torch.uint8))),
+    "masked_relu_backward bf16": (
+        "masked_relu_backward",
+        (torch.zeros(300, 24, dtype=BF16), torch.zeros(900, dtype=torch.uint8)),
+    ),
 }
 KERNELS = {
     "climb_step": ["_extrema", "_ascend"],
     "climb_loss": ["_pair", "_classes", "_objective"],
     "cam_accumulate": ["_accumulate", "_normalise"],
+    "masked_relu": ["_rectify"],
+    "masked_relu_backward": ["_keep"],
 }
 
 
@@ -128,8 +148,8 @@ def test_compiles_without_spills_and_atomics(case: str, target: GPUTarget, tmp_p
     assert names == KERNELS[stem]
 
 
-def _ptx(arguments: tuple[Any, ...]) -> dict[str, str]:
-    return {name: code.asm["ptx"] for name, code in _compiled("climb_step", arguments, SM_90)}
+def _ptx(arguments: tuple[Any, ...], stem: str = "climb_step") -> dict[str, str]:
+    return {name: code.asm["ptx"] for name, code in _compiled(stem, arguments, SM_90)}
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 64, 64), (2, 3, 375, 500)], ids=str)  # n divides by 16, and by 8 alone
@@ -156,3 +176,31 @@ def test_nan_is_kept_and_bf16_rounded_to_nearest() -> None:
     assert not re.search(r"\bmax\.f32", ptx["_extrema"])
     assert "max.NaN.f32" in ptx["_ascend"]
     assert "cvt.rn.bf16" in ptx["_ascend"]
+
+
+def _relu_accesses(dtype: torch.dtype, channels: int) -> tuple[int, int, int, int]:
+    """128-bit loads and stores: forward, with a residual, and backward."""
+    arguments = _relu(dtype, channels)
+    bits = torch.zeros((arguments[0].numel() + 7) // 8, dtype=torch.uint8)
+    forward = _ptx(arguments, "masked_relu")["_rectify"]
+    backward = _ptx((arguments[0], bits), "masked_relu_backward")["_keep"]
+    found = [len(re.findall(rf"{a}\.global\S*\.v4\.b32", text)) for text in (forward, backward) for a in ("ld", "st")]
+    return found[0], found[1], found[2], found[3]
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_masked_relu_moves_16_bytes_at_a_time(dtype: torch.dtype) -> None:
+    """4096 bytes by 128 threads: two accesses; as many of the residual, and as many elements of the float32 bias."""
+    for channels in (256, 24):  # 24: 8 divides the elements, 16 does not
+        assert _relu_accesses(dtype, channels) == (2 + 2 + (2 if dtype == F32 else 4), 2, 2, 2)
+    assert _relu_accesses(dtype, 21) == (0, 0, 0, 0), "x has an odd number of elements"
+
+
+def test_masked_relu_rounds_each_sum_to_nearest() -> None:
+    """16 elements a thread: after the bias by a conversion, after the residual so or by an addition."""
+    ptx = _ptx(_relu(BF16), "masked_relu")["_rectify"]
+    conversions = len(re.findall(r"cvt\.rn\.bf16\.f32", ptx))
+    additions = len(re.findall(r"(?:add|fma)(?:\.rn)?\.bf16 ", ptx))
+    assert conversions >= 16
+    assert conversions + additions >= 32
+    assert not re.search(r"cvt\.rz\.bf16", ptx)

@@ -8,5 +8,6 @@ from __future__ import annotations
 from .cam_accumulate import cam_accumulate
 from .climb_loss import climb_loss
 from .climb_step import climb_step
+from .masked_relu import masked_relu, masked_relu_backward
 
-__all__ = ["cam_accumulate", "climb_loss", "climb_step"]
+__all__ = ["cam_accumulate", "climb_loss", "climb_step", "masked_relu", "masked_relu_backward"]

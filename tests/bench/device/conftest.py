@@ -39,7 +39,8 @@ def run_of(request: pytest.FixtureRequest) -> Callable[[str], Callable[..., Any]
     def find(stem: str) -> Callable[..., Any]:
         if request.param == "triton":
             return getattr(import_module("advcam_fast.ops.triton"), stem)
-        return import_module(f"advcam_fast.ops.{stem}")._run
+        module = import_module(f"advcam_fast.ops.{stem.removesuffix('_backward')}")
+        return module._run_backward if stem.endswith("_backward") else module._run
 
     return find
 

@@ -6,6 +6,7 @@ import pytest
 import test_cam_accumulate
 import test_climb_loss
 import test_climb_step
+import test_masked_relu
 import torch
 from agreement import check
 
@@ -60,6 +61,17 @@ def test_climb_loss_values(agree, dtype, start, rectify, group_size, channels_la
 def test_cam_accumulate_values(agree, sizes, size, resized, dtype, normalise) -> None:
     maps, total = test_cam_accumulate.case(sizes, size, dtype)
     agree("cam_accumulate", dict(maps=maps, total=total, size=resized or size, normalise=normalise))
+
+
+@pytest.mark.parametrize("shape", test_masked_relu.SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", test_masked_relu.DTYPES, ids=str)
+def test_masked_relu_values(agree, dtype, shape) -> None:
+    for *on, ceiling in test_masked_relu.OPTIONS:
+        x, *rest = test_masked_relu.case(shape, dtype)
+        bias, residual, valid = test_masked_relu.chosen(*rest, *on)
+        agree("masked_relu", dict(x=x, bias=bias, residual=residual, ceiling=ceiling, valid=valid, save=True))
+    bits = torch.randint(0, 256, ((x.numel() + 7) // 8,), dtype=torch.uint8)
+    agree("masked_relu_backward", dict(gradient=x, bits=bits))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.stem}, {case.name}")
