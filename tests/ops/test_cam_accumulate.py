@@ -28,7 +28,7 @@ def case(sizes, size, dtype=torch.float32, count=3, seed=0):
 @pytest.mark.parametrize(("sizes", "size", "resized"), SIZES, ids=str)
 def test_values(sizes, size, resized, dtype, normalise):
     maps, total = case(sizes, size, dtype)
-    want = total.double()
+    want = total.to(torch.float64, copy=True)
     reference.cam_accumulate([m.double() for m in maps], want, resized or size, normalise)
     assert ops.cam_accumulate(maps, total, resized, normalise) is total
     close(total, want)
