@@ -1,63 +1,113 @@
-"""Features made ready for thousands of forward + input-gradient passes: folded, frozen, channels-last."""
+"""Features made ready for thousands of forward + input-gradient passes: folded, frozen, channels-last, on a tape."""
 
 from __future__ import annotations
 
 import copy
-import sys
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from advcam_fast.errors import UsageError, first_line
 from advcam_fast.models.cam_model import Features
-
-_PROBE_SIZE = 96  # pixels; the smallest multiple of 32 that every network of load_model takes
-_PROBE_TOLERANCE = 1e-9  # float64, relative to the largest feature
+from advcam_fast.models.folding import check_same, folded, probe_of
+from advcam_fast.models.heap import keep_freed_memory
+from advcam_fast.models.tape import Tape
 
 
 class FrozenFeatures(nn.Module):
     """The executor of one network; `executor` says in words what was done to it, for the log."""
 
-    def __init__(self, network: Features, executor: str, channels_last: bool) -> None:
+    def __init__(self, network: Features, executor: str) -> None:
         super().__init__()
         self.network = network
         self.executor = executor
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def forward(self, images: Tensor) -> Tensor:  # [B, 3, H, W] -> [B, K, h, w]
-        return self.network(images.contiguous(memory_format=self.memory_format))
+        return self.network(images.contiguous(memory_format=torch.channels_last))
 
 
-def freeze(features: Features, dtype: torch.dtype = torch.float32, channels_last: bool = True) -> FrozenFeatures:
-    """A frozen copy of the features in `dtype`: BatchNorm folded into its convolution, no weight gradients.
+def freeze(
+    features: Features, dtype: torch.dtype = torch.float32, backward_dtype: torch.dtype | None = None
+) -> FrozenFeatures:
+    """A frozen copy of the features in `dtype`: BatchNorm folded, no weight gradients, nothing saved but bits.
 
-    W' = W * g / sqrt(v + eps), b' = (b - m) * g / sqrt(v + eps) + beta, computed in float64; the copy is compared with
-    the network in float64 before it is used. Where the network cannot be traced its weights are only frozen, and
-    `executor` is "frozen, not folded: REASON". A function that is no nn.Module is used as it is.
+    backward_dtype: of the gradient, where it is to be another one (bfloat16 behind a float32 forward pass).
+    Folding is computed in float64, and value and gradient of the copy are compared with the network's in float64 before
+    it is used. `executor` is "tape", with the layers it leaves to autograd; where the network cannot be traced its
+    weights are only frozen, and `executor` is "frozen, not folded: REASON". A function that is no nn.Module is used as
+    it is. On a CPU the process keeps freed memory from here on (models/heap.py).
     Raises UsageError where a BatchNorm would use the batch's own statistics.
     """
     if not isinstance(features, nn.Module):
-        return FrozenFeatures(features, "used as given: not an nn.Module", channels_last)
+        return FrozenFeatures(features, "used as given: not an nn.Module")
     _refuse_batch_statistics(features)
     network: nn.Module = copy.deepcopy(features).eval().double().requires_grad_(False)
-    try:
-        network, executor = _folded(network), "folded"
-    except Exception as error:  # a user's network may fail to trace or to run in any way at all
-        executor = f"frozen, not folded: {type(error).__name__}: {first_line(error)}"
+    original = network
+    if next(network.parameters(), torch.empty(0)).device.type == "cpu":
+        keep_freed_memory()
     _write_activations_apart(network)
-    network = network.to(dtype)
-    if channels_last:
-        network = network.to(memory_format=torch.channels_last)
-    return FrozenFeatures(network, executor, channels_last)
+    try:
+        network = folded(network)
+        _check_tape(original, network)
+        tape = Tape(network, dtype, backward_dtype)
+        return FrozenFeatures(_OnTape(tape), _described(tape))
+    except Exception as error:  # a user's network may fail to trace or to run in any way at all
+        done = "folded, no tape" if isinstance(network, fx.GraphModule) else "frozen, not folded"
+        executor = f"{done}: {type(error).__name__}: {first_line(error)}"
+    return FrozenFeatures(network.to(dtype).to(memory_format=torch.channels_last), executor)
+
+
+def _described(tape: Tape) -> str:
+    unknown = ", ".join(f"{count} {name}" for name, count in sorted(tape.unknown.items()))
+    return f"tape; by autograd: {unknown}" if unknown else "tape"
+
+
+def _check_tape(network: nn.Module, graph: fx.GraphModule) -> None:
+    probe = probe_of(network).requires_grad_()
+    with torch.enable_grad():
+        wanted = network(probe)
+    ascent = torch.cos(torch.arange(wanted.numel(), dtype=wanted.dtype, device=wanted.device)).view(wanted.shape)
+    (slope,) = torch.autograd.grad(wanted, probe, ascent)
+    tape = Tape(graph, torch.float64)
+    features, saved = tape.forward(probe.detach(), save=True)
+    check_same("value", features, wanted.detach())
+    check_same("gradient", tape.gradient(saved, ascent), slope)
+
+
+class _OnTape(nn.Module):
+    """A tape as a layer of autograd."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self.tape = tape
+
+    def forward(self, images: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and images.requires_grad:
+            return _Run.apply(images, self.tape)
+        return self.tape.forward(images, save=False)[0]
+
+
+class _Run(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, tape: Tape) -> Tensor:
+        features, ctx.saved = tape.forward(images, save=True)
+        ctx.tape = tape
+        return features
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.tape.gradient(ctx.saved, gradient), None
 
 
 def _write_activations_apart(network: nn.Module) -> None:
-    """ReLU's gradient reads its output, but that of ReLU6 and others their input: in place, autograd would clone it."""
+    """In place, an activation that autograd runs would write what it is to remember."""
     for module in network.modules():
-        if isinstance(module, (nn.Hardtanh, nn.Hardswish, nn.SiLU, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU)):
-            module.inplace = False
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # type: ignore[assignment]
 
 
 def _refuse_batch_statistics(features: nn.Module) -> None:
@@ -69,66 +119,3 @@ def _refuse_batch_statistics(features: nn.Module) -> None:
             raise UsageError(f"{where} is in training mode, so it would use the batch's statistics: call .eval() first")
         if module.running_mean is None or module.running_var is None:
             raise UsageError(f"{where} keeps no running statistics, so results would depend on the batch")
-
-
-class _Tracer(fx.Tracer):
-    """Subclasses of convolution, BatchNorm and pooling stay whole: their padding arithmetic cannot be traced."""
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        whole = isinstance(module, (nn.Conv2d, _BatchNorm, nn.MaxPool2d, nn.AvgPool2d))
-        return whole or super().is_leaf_module(module, name)
-
-
-def _folded(network: nn.Module) -> nn.Module:
-    """The network, float64 and in eval mode, with every BatchNorm that follows a convolution folded into it."""
-    weight = next(network.parameters(), torch.empty(0))
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(1, 3, _PROBE_SIZE, _PROBE_SIZE, dtype=torch.float64, generator=generator).to(weight.device)
-    with torch.no_grad():
-        wanted = network(probe)
-        traced = copy.deepcopy(network)  # so that a fold that fails half-way leaves the network whole
-        graph = _Tracer().trace(traced)
-        modules = dict(traced.named_modules())
-        calls = [node for node in graph.nodes if node.op == "call_module"]
-        called = [id(modules[str(node.target)]) for node in calls]  # by identity: a module may have several names
-        for node in calls:
-            source = node.args[0] if node.args else None
-            if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) > 1:
-                continue
-            convolution, norm = modules[str(source.target)], modules[str(node.target)]
-            if max(called.count(id(convolution)), called.count(id(norm))) > 1 or not _can_fold(convolution, norm):
-                continue
-            _fold_pair(convolution, norm)
-            traced.set_submodule(str(node.target), _after_norm(norm))
-        folded = fx.GraphModule(traced, graph)
-        error = (folded(probe) - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30)
-    if not error <= _PROBE_TOLERANCE:
-        raise ArithmeticError(f"the folded network differs by {error:.1e}")
-    return folded
-
-
-def _can_fold(convolution: nn.Module, norm: nn.Module) -> bool:
-    """Exact types only: a subclass may standardise its weight or add a step of its own."""
-    timm = sys.modules.get("timm.layers")  # its classes can only be met where it has been imported
-    convolutions = (nn.Conv2d, *([timm.Conv2dSame] if timm else []))
-    norms = (nn.BatchNorm2d, *([timm.BatchNormAct2d] if timm else []))
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in (convolution, norm))
-    return type(convolution) in convolutions and type(norm) in norms and not hooked
-
-
-def _fold_pair(convolution: nn.Module, norm: nn.Module) -> None:
-    convolution.weight, convolution.bias = fuse_conv_bn_weights(
-        convolution.weight,  # type: ignore[arg-type]
-        convolution.bias,  # type: ignore[arg-type]
-        norm.running_mean,  # type: ignore[arg-type]
-        norm.running_var,  # type: ignore[arg-type]
-        norm.eps,  # type: ignore[arg-type]
-        norm.weight,  # type: ignore[arg-type]
-        norm.bias,  # type: ignore[arg-type]
-    )
-
-
-def _after_norm(norm: nn.Module) -> nn.Module:
-    """What is left of it: nothing, or the activation that timm keeps inside its BatchNorm."""
-    activation = getattr(norm, "act", None)
-    return nn.Identity() if activation is None else activation

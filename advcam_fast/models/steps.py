@@ -1,0 +1,210 @@
+"""The steps of a tape: each computes a value from earlier ones, and passes the value's gradient back to them.
+
+Every gradient in `gradients` belongs to its entry alone, so that a step may write it. `writable` says the same of the
+values that a step reads: they are its own when nobody reads them later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advcam_fast import ops
+from advcam_fast.models.convolution import Convolution
+
+Gradients = list[Any]  # by value: Tensor, or None before the first
+
+
+class Step:
+    def __init__(self, sources: tuple[int, ...], output: int) -> None:
+        self.sources = sources
+        self.output = output
+        self.last_use: tuple[int, ...] = ()  # values that nobody reads after this step
+        self.writable: frozenset[int] = frozenset()  # of them those that this step may write
+
+    def forward(self, values: list[Any], save: bool) -> tuple[Any, Any]:
+        """The value, and what backward needs."""
+        raise NotImplementedError
+
+    def backward(self, gradient: Tensor, kept: Any, gradients: Gradients) -> None:
+        raise NotImplementedError
+
+
+def free_early(steps: list[Step], output: int) -> None:
+    """Fills last_use and writable. The network's input and output are nobody's to write."""
+    last = {source: step for step in steps for source in step.sources if source != output}
+    shared = {0, output}
+    for step in steps:
+        if isinstance(step, Autograd):  # its result may be a view of what it reads
+            shared |= {*step.sources, step.output}
+    for step in steps:
+        step.last_use = tuple({source for source in step.sources if last.get(source) is step})
+        step.writable = frozenset(source for source in step.last_use if source not in shared)
+
+
+def _give(gradients: Gradients, index: int, gradient: Tensor) -> None:
+    """Adds to a value's gradient; `gradient` then belongs to it."""
+    there = gradients[index]
+    gradients[index] = gradient if there is None else there.add_(gradient)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.channels_last)
+
+
+class Convolved(Step):
+    """Convolution, addition of a residual, rectifier; of the last two either may be missing."""
+
+    def __init__(
+        self,
+        source: int,
+        residual: int | None,
+        output: int,
+        module: nn.Conv2d,
+        ceiling: float | None,
+        dtype: torch.dtype,
+        backward_dtype: torch.dtype,
+    ) -> None:
+        super().__init__((source,) if residual is None else (source, residual), output)
+        self.source, self.residual, self.ceiling = source, residual, ceiling
+        self.convolution = Convolution(module, dtype, backward_dtype)
+
+    def forward(self, values: list[Any], save: bool) -> tuple[Any, Any]:
+        x, residual = _channels_last(values[self.source]), None
+        if self.residual is not None:
+            residual = values[self.residual]
+        writable = self.residual in self.writable and self.residual != self.source
+        value, bits = self.convolution.forward(x, residual, writable, self.ceiling, save)
+        return value, (x.shape, bits)
+
+    def backward(self, gradient: Tensor, kept: Any, gradients: Gradients) -> None:
+        size, bits = kept
+        if bits is not None:
+            ops.masked_relu_backward(gradient, bits)
+        gradients[self.source] = self.convolution.gradient(gradient, size, gradients[self.source])
+        if self.residual is not None:
+            _give(gradients, self.residual, gradient)
+
+
+class Rectifier(Step):
+    def __init__(self, source: int, output: int, ceiling: float = math.inf) -> None:
+        super().__init__((source,), output)
+        self.source, self.ceiling = source, ceiling
+
+    def forward(self, values: list[Any], save: bool) -> tuple[Any, Any]:
+        source = values[self.source]
+        value = _channels_last(source) if self.source in self.writable else _copy(source)
+        return value, ops.masked_relu(value, ceiling=self.ceiling, save=save)
+
+    def backward(self, gradient: Tensor, kept: Any, gradients: Gradients) -> None:
+        _give(gradients, self.source, ops.masked_relu_backward(gradient, kept))
+
+
+class Addition(Step):
+    """Of two values of one shape."""
+
+    def __init__(self, first: int, second: int, output: int) -> None:
+        super().__init__((first, second), output)
+
+    def forward(self, values: list[Any], save: bool) -> tuple[Any, Any]:
+        first, second = self.sources
+        if first in self.writable:
+            return values[first].add_(values[second]), None
+        if second in self.writable:
+            return values[second].add_(values[first]), None
+        return _channels_last(values[first] + values[second]), None
+
+    def backward(self, gradient: Tensor, kept: Any, gradients: Gradients) -> None:
+        first, second = self.sources
+        if gradients[first] is None:
+            gradients[first] = _copy(gradient)
+        else:
+            gradients[first].add_(gradient)
+        _give(gradients, second, gradient)
+
+
+class MaxPool(Step):
+    def __init__(self, source: int, output: int, module: nn.MaxPool2d) -> None:
+        super().__init__((source,), output)
+        self.source = source
+        sides = (module.kernel_size, module.stride, module.padding, module.dilation)
+        self.window = (*(list(v) if isinstance(v, tuple) else [v, v] for v in sides), module.ceil_mode)
+
+    def forward(self, values: list[Any], save: bool) -> tuple[Any, Any]:
+        x = _channels_last(values[self.source])
+        value, at = torch.ops.aten.max_pool2d_with_indices(x, *self.window)
+        return value, (x.shape, at) if save else None
+
+    def backward(self, gradient: Tensor, kept: Any, gradients: Gradients) -> None:
+        size, at = kept
+        like = torch.empty(
+            size, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last
+        )  # only its shape and layout are read
+        found = torch.ops.aten.max_pool2d_with_indices_backward(gradient, like, *self.window, at)
+        _give(gradients, self.source, found)
+
+
+class Concatenation(Step):
+    """Of the channels of several values."""
+
+    def forward(self, values: list[Any], save: bool) -> tuple[Any, Any]:
+        parts = [values[source] for source in self.sources]
+        return _channels_last(torch.cat(parts, 1)), [part.shape[1] for part in parts]
+
+    def backward(self, gradient: Tensor, kept: Any, gradients: Gradients) -> None:
+        for source, part in zip(self.sources, gradient.split(kept, 1), strict=True):
+            _give(gradients, source, _copy(part))
+
+
+class Autograd(Step):
+    """Whatever a tape does not know, one layer at a time; what is no floating-point tensor gets no gradient."""
+
+    def __init__(
+        self,
+        sources: tuple[int, ...],
+        output: int,
+        name: str,
+        run: Callable[[dict[int, Any]], Any],
+        in_place: bool,
+    ) -> None:
+        super().__init__(sources, output)
+        self.name = name
+        self.run = run
+        self.in_place = in_place
+
+    def forward(self, values: list[Any], save: bool) -> tuple[Any, Any]:
+        given = {source: values[source] for source in self.sources}
+        moving = {s: v for s, v in given.items() if save and isinstance(v, Tensor) and v.is_floating_point()}
+        leaves = {s: v.detach().requires_grad_() for s, v in moving.items()}
+        with torch.set_grad_enabled(bool(leaves)):
+            read = given | leaves
+            if self.in_place:  # it must not write a leaf
+                read = {s: v.clone() if isinstance(v, Tensor) else v for s, v in read.items()}
+            result = self.run(read)
+        if not isinstance(result, Tensor):
+            return result, None
+        return result.detach(), (leaves, result) if leaves and result.requires_grad else None
+
+    def backward(self, gradient: Tensor, kept: Any, gradients: Gradients) -> None:
+        if kept is None:
+            return
+        leaves, result = kept
+        found = torch.autograd.grad(
+            result, list(leaves.values()), gradient.to(result.dtype), retain_graph=True, allow_unused=True
+        )
+        for source, part in zip(leaves, found, strict=True):
+            if part is not None:
+                _give(gradients, source, _own(part.to(gradient.dtype)))
+
+
+def _own(part: Tensor) -> Tensor:
+    """Autograd may give one tensor to several inputs, or an expanded one."""
+    return _copy(part) if part.ndim == 4 else part.clone(memory_format=torch.contiguous_format)
