@@ -38,9 +38,9 @@ class Climber:
         self.model = model
         self.config = config
         self.members = 2 if config.flip else 1
-        self.network_dtype = DTYPES[config.dtype]
+        self.network_dtype, gradient_dtype = DTYPES[config.dtype]
         self.acc = torch.float64 if config.dtype == "fp64" else torch.float32
-        self.features: FrozenFeatures = freeze(model.features, self.network_dtype)
+        self.features: FrozenFeatures = freeze(model.features, self.network_dtype, gradient_dtype)
         self.positive = model.positive_counts.clamp(min=1).to(self.acc)  # a row without any: R stays finite
 
     def climb(self, views: Tensor, labels: Tensor, steps: int, max_pairs: int) -> Climbed:

@@ -13,7 +13,12 @@ import torch
 
 from advcam_fast.errors import UsageError
 
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
+DTYPES = {  # of the forward pass and of the gradient
+    "fp32": (torch.float32, torch.float32),
+    "fp64": (torch.float64, torch.float64),
+    "bf16": (torch.bfloat16, torch.bfloat16),
+    "mixed": (torch.float32, torch.bfloat16),
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class ClimbConfig:
     a square of this side in pixels, so that the work does not grow with the photo; 0: scale 1 is the image itself.
     flip: climb the mirror image with it.
     score: y = mean over positions of relu(z) or of z. other_classes: which y_k are subtracted: all of the head, those
-    present in the image, or none. dtype: what the network runs in (the image stays fp32, or fp64 in fp64 runs).
+    present in the image, or none. dtype: what the network runs in (the image stays fp32, or fp64 in fp64 runs); mixed:
+    forward in fp32, gradients in bf16.
     Raises UsageError for a value out of range. Source: Lee et al., CVPR 2021, eq. 3-7, and the released code.
     """
 
@@ -45,7 +51,7 @@ class ClimbConfig:
     flip: bool = True
     score: Literal["relu_mean", "mean"] = "relu_mean"
     other_classes: Literal["all", "present", "none"] = "all"
-    dtype: Literal["fp32", "fp64", "bf16"] = "fp32"
+    dtype: Literal["fp32", "fp64", "bf16", "mixed"] = "fp32"
 
     def __post_init__(self) -> None:
         _check(
