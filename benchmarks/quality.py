@@ -128,6 +128,15 @@ def _line(row: dict[str, Any]) -> str:
     return ", ".join(texts) + f", {row['seconds_per_image']:.1f} s an image"
 
 
+def load(name: str, items: str) -> tuple[list[af.CamModel], list[Case]]:
+    """name: "horses" or "coco". items: FIRST-LAST[:STEP], counted from 1."""
+    if not DATA.is_dir():
+        sys.exit(f"the photos are not there: {DATA}")
+    span, _, step = items.partition(":")
+    first, last = (int(number) for number in span.split("-"))
+    return {"horses": horses, "coco": coco}[name](slice(first - 1, last, int(step or 1)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=("horses", "coco"))
@@ -135,11 +144,7 @@ def main() -> None:
     parser.add_argument("--preset", action="append", required=True, help="NAME or 'NAME;KEY=VALUE;...'")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/quality_SET.json")
     options = parser.parse_args()
-    if not DATA.is_dir():
-        sys.exit(f"the photos are not there: {DATA}")
-    span, _, step = options.items.partition(":")
-    first, last = (int(number) for number in span.split("-"))
-    models, cases = {"horses": horses, "coco": coco}[options.set](slice(first - 1, last, int(step or 1)))
+    models, cases = load(options.set, options.items)
     out = options.out or RESULTS / f"quality_{options.set}.json"
     results = json.loads(out.read_text()) if out.exists() else {}
     for text in options.preset:
