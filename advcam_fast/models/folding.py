@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 _PROBE_SIZE = 96  # pixels; the smallest multiple of 32 that every network of load_model takes
+_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)  # what does nothing in eval mode
 _PROBE_TOLERANCE = 1e-9  # float64, relative to the largest value
 
 
@@ -42,6 +43,7 @@ class _Tracer(fx.Tracer):
 def folded(network: nn.Module) -> fx.GraphModule:
     """The network, float64 and in eval mode, with every BatchNorm that follows a convolution folded into it.
 
+    Layers that do nothing in eval mode are left out.
     W' = W * g / sqrt(v + eps), b' = (b - m) * g / sqrt(v + eps) + beta. Every node knows the shape of its value
     (`meta["shape"]`, for the probe's size). Raises whatever tracing raises; ArithmeticError where the result differs.
     """
@@ -61,6 +63,10 @@ def folded(network: nn.Module) -> fx.GraphModule:
             continue
         _fold_pair(convolution, norm)
         traced.set_submodule(str(node.target), _after_norm(norm))
+    for node in calls:
+        if isinstance(traced.get_submodule(str(node.target)), _NOTHING) and len(node.all_input_nodes) == 1:
+            node.replace_all_uses_with(node.all_input_nodes[0])  # or nothing before it would see what comes after
+            graph.erase_node(node)
     result = fx.GraphModule(traced, graph)
     check_same("value", ShapeProp(result).propagate(probe), wanted)
     for node in result.graph.nodes:

@@ -23,7 +23,6 @@ from advcam_fast.models.convolution import padding_rule
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RECTIFIERS = (F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_", F.relu6)
 _IN_PLACE = (operator.iadd, operator.imul, operator.isub, "add_", "mul_", "sub_", "relu_", torch.relu_, F.relu_)
-_ALIASES = (nn.Identity, nn.Dropout, nn.Dropout2d)  # of a network in eval mode
 
 
 class UnknownNetwork(ValueError):
@@ -100,19 +99,16 @@ class _Compiler:
         steps.free_early(self.steps, last)
         return self.steps, self.count, last
 
-    def _name(self, *nodes: fx.Node) -> int:
-        """A new value; all the nodes stand for it."""
-        for node in nodes:
-            self.index[node] = self.count
+    def _name(self, node: fx.Node) -> int:
+        """A new value, which the node stands for."""
+        self.index[node] = self.count
         self.count += 1
         return self.count - 1
 
     def _add(self, node: fx.Node) -> None:
         kind = self._kind(node)
         self._check_in_place(node)
-        if isinstance(kind, _ALIASES):
-            self.index[node] = self.index[node.all_input_nodes[0]]
-        elif isinstance(kind, nn.Conv2d) and padding_rule(kind) is not None:
+        if isinstance(kind, nn.Conv2d) and padding_rule(kind) is not None:
             self._convolution(node, kind)
         elif node in self.residuals:
             convolution = self.residuals[node]

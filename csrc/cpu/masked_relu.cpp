@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "cpu/simd.h"
@@ -17,33 +18,55 @@ constexpr int64_t kSerial = 8192;  // elements below which a second thread costs
 template <class T>
 using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Elements as unsigned integers of their width: chosen or masked without any rounding, which vectorises for
-// every type.
-template <int kBytes>
+// Elements as integers of their width: compared, chosen and masked without any conversion, which vectorises for every
+// type. Bits of floating-point numbers of one sign are in the order of the numbers; beyond infinity they are NaN.
+template <class T>
 struct Raw;
 template <>
-struct Raw<2> {
-  typedef uint16_t __attribute__((may_alias)) type;
+struct Raw<double> {
+  typedef int64_t __attribute__((may_alias)) type;
+  static constexpr type infinity = 0x7ff0000000000000;
 };
 template <>
-struct Raw<4> {
-  typedef uint32_t __attribute__((may_alias)) type;
+struct Raw<float> {
+  typedef int32_t __attribute__((may_alias)) type;
+  static constexpr type infinity = 0x7f800000;
 };
 template <>
-struct Raw<8> {
-  typedef uint64_t __attribute__((may_alias)) type;
+struct Raw<bf16> {
+  typedef int16_t __attribute__((may_alias)) type;
+  static constexpr type infinity = 0x7f80;
+};
+template <>
+struct Raw<f16> {
+  typedef int16_t __attribute__((may_alias)) type;
+  static constexpr type infinity = 0x7c00;
 };
 
-// The element is chosen, not computed: what stays keeps its bits.
 template <class T>
-ADVCAM_INLINE uint8_t rectify(T& x, Acc<T> ceiling, typename Raw<sizeof(T)>::type top) {
-  using U = typename Raw<sizeof(T)>::type;
-  const Acc<T> v = load(x);
-  const bool low = v <= Acc<T>(0), high = v >= ceiling;  // both false for NaN, which stays
-  U& u = reinterpret_cast<U&>(x);
-  U r = low ? U(0) : u;
-  r = high ? top : r;
-  u = r;
+struct Ceiling {
+  typename Raw<T>::type value, least;  // what the ceiling is rounded to, and the least number that is not below it
+};
+
+template <class T>
+ADVCAM_INLINE Ceiling<T> rounded(Acc<T> ceiling) {
+  T t;
+  store(t, ceiling);
+  Ceiling<T> c;
+  std::memcpy(&c.value, &t, sizeof t);
+  c.least = load(t) < ceiling ? c.value + 1 : c.value;
+  return c;
+}
+
+template <class T>
+ADVCAM_INLINE uint8_t rectify(typename Raw<T>::type& x, Ceiling<T> ceiling) {
+  using I = typename Raw<T>::type;
+  const I v = x;
+  const bool number = static_cast<I>(v & std::numeric_limits<I>::max()) <= Raw<T>::infinity;
+  const bool low = (v <= 0) & number, high = (v >= ceiling.least) & number;  // a NaN stays
+  I r = low ? I(0) : v;
+  r = high ? ceiling.value : r;
+  x = r;
   return !(low | high);
 }
 
@@ -55,21 +78,19 @@ ADVCAM_INLINE uint8_t gather(const uint8_t* flags) {
 }
 
 template <class T>
-ADVCAM_INLINE void rectify_chunk(T* __restrict x, uint8_t* __restrict bits, int64_t n, Acc<T> ceiling) {
-  T rounded;
-  store(rounded, ceiling);
-  typename Raw<sizeof(T)>::type top;
-  std::memcpy(&top, &rounded, sizeof top);
+ADVCAM_INLINE void rectify_chunk(T* values, uint8_t* __restrict bits, int64_t n, Acc<T> upper) {
+  const Ceiling<T> ceiling = rounded<T>(upper);
+  auto* x = reinterpret_cast<typename Raw<T>::type*>(values);
   uint8_t flags[kBlock];
   int64_t i = 0;
   for (; i + kBlock <= n; i += kBlock) {
-    for (int64_t j = 0; j < kBlock; ++j) flags[j] = rectify(x[i + j], ceiling, top);
+    for (int64_t j = 0; j < kBlock; ++j) flags[j] = rectify<T>(x[i + j], ceiling);
     if (!bits) continue;
     for (int64_t j = 0; j < kBlock / 8; ++j) bits[i / 8 + j] = gather(flags + 8 * j);
   }
   if (i == n) return;
   std::memset(flags, 0, sizeof flags);
-  for (int64_t j = 0; i + j < n; ++j) flags[j] = rectify(x[i + j], ceiling, top);
+  for (int64_t j = 0; i + j < n; ++j) flags[j] = rectify<T>(x[i + j], ceiling);
   if (!bits) return;
   for (int64_t j = 0; i + 8 * j < n; ++j) bits[i / 8 + j] = gather(flags + 8 * j);
 }
@@ -90,15 +111,15 @@ ADVCAM_INLINE void spread(uint8_t bits, uint8_t* flags) {
 
 template <class T>
 ADVCAM_INLINE void keep(T* gradient, const uint8_t* __restrict bits, int64_t n) {
-  using U = typename Raw<sizeof(T)>::type;
-  U* g = reinterpret_cast<U*>(gradient);
+  using I = typename Raw<T>::type;
+  I* g = reinterpret_cast<I*>(gradient);
   uint8_t flags[kBlock];
   int64_t i = 0;
   for (; i + kBlock <= n; i += kBlock) {
     for (int64_t j = 0; j < kBlock / 8; ++j) spread(bits[i / 8 + j], flags + 8 * j);
-    for (int64_t j = 0; j < kBlock; ++j) g[i + j] &= static_cast<U>(-static_cast<U>(flags[j] != 0));
+    for (int64_t j = 0; j < kBlock; ++j) g[i + j] &= static_cast<I>(-static_cast<I>(flags[j] != 0));
   }
-  for (; i < n; ++i) g[i] = (bits[i / 8] >> (i % 8) & 1) ? g[i] : U(0);
+  for (; i < n; ++i) g[i] = (bits[i / 8] >> (i % 8) & 1) ? g[i] : I(0);
 }
 
 #define MASKED_RELU(T)                                                                                                \
