@@ -36,3 +36,21 @@ def test_large_blocks_are_reused(switch: str | None) -> None:
     assert kept == str(switch is None)
     pages = 64 * 2**20 / os.sysconf("SC_PAGE_SIZE")
     assert (float(faults) < pages / 4) == (switch is None)
+
+
+BOUNDED = """
+import os
+from advcam_fast.models.heap import keep_freed_memory
+keep_freed_memory()
+print(os.environ.get("LRU_CACHE_CAPACITY"), os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("own", "bounds"), [({}, "256 256"), ({"LRU_CACHE_CAPACITY": "9"}, "9 256"), ({SWITCH: "0"}, "None None")]
+)
+def test_caches_are_bounded_unless_the_user_did_it(own: dict[str, str], bounds: str) -> None:
+    names = (SWITCH, "LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    environment = {key: value for key, value in os.environ.items() if key not in names} | own
+    command = [sys.executable, "-c", BOUNDED]
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip() == bounds
