@@ -157,6 +157,9 @@ def doctor(as_json: Json = False) -> None:
     table.add_row("threads", str(facts["threads"]))
     for stem, backends in facts["kernels"].items():
         table.add_row(f"kernel {stem}", ", ".join(f"{device}: {name}" for device, name in backends.items()))
+    for device, name in facts["convolutions"].items():
+        table.add_row(f"convolutions, {device}", name)
+    table.add_row("memory", facts["memory"])
     printer = _console(stderr=False)
     printer.print(table)
     for line in advice(facts) or ["nothing is missing"]:

@@ -2,6 +2,7 @@
 
 python benchmarks/explore.py horses --items 1-100 --climb "general;steps=10;scales=0.5,1,1.5,2"
 python benchmarks/explore.py coco --items 1-100:2 --climb "general;steps=10;scales=0.5,1,1.5,2;other_classes=present"
+python benchmarks/explore.py horses --items 1-100 --mixed --climb "general;steps=10;scales=0.5,1,1.5,2"
 
 Results go to benchmarks/results/explore_SET.json; `--table` prints the best rows of it. Cost is in pixels climbed times
 steps, over those of a square of 420 pixels: a pair's step at scale 1 is 1 in the preset `general`.
@@ -30,7 +31,9 @@ from advcam_fast.data import read_image, read_mask, resize_image
 from advcam_fast.metrics.foreground_iou import best_threshold, bootstrap_best, interval, iou_curve
 
 COST_SIDE = 420  # pixels
-Row = tuple[tuple[float, ...], int]  # scales, steps
+COUNTS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 27)  # steps
+MIXED_COUNTS = (2, 4, 6, 10)
+Row = dict[float, int]  # scale -> steps
 
 
 class Recorder(Climber):
@@ -54,16 +57,24 @@ class Recorder(Climber):
         return torch.cat([clean[None], climbed]).cumsum(0)
 
 
-def rows_of(config: ClimbConfig) -> list[Row]:
-    sets = [s for n in range(1, len(config.scales) + 1) for s in itertools.combinations(config.scales, n)]
-    counts = [n for n in (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 27) if n <= config.steps]
-    return [(scales, steps) for scales in sets for steps in counts]
+def rows_of(config: ClimbConfig, mixed: bool) -> list[Row]:
+    """Every set of scales with every number of steps; mixed: sets of three and more, each scale with its own number."""
+    sizes = range(3 if mixed else 1, len(config.scales) + 1)
+    sets = [scales for size in sizes for scales in itertools.combinations(config.scales, size)]
+    plain = [dict.fromkeys(scales, n) for scales in sets for n in COUNTS if n <= config.steps]
+    if not mixed:
+        return plain
+    counts = [n for n in MIXED_COUNTS if n <= config.steps]
+    products = [
+        dict(zip(scales, c, strict=True)) for scales in sets for c in itertools.product(counts, repeat=len(scales))
+    ]
+    return plain + [row for row in products if row not in plain]
 
 
 def cost(config: ClimbConfig, row: Row, sizes: list[tuple[int, int]]) -> float:
-    """Mean over the images of pixels times steps; a last step without a gradient counts as half a step."""
-    pixels = [sum(h * w * config.factor(scale, h, w) ** 2 for scale in row[0]) for h, w in sizes]
-    return sum(pixels) / len(pixels) / COST_SIDE**2 * (row[1] - 0.5)
+    """Mean over the images of pixels times steps; a last step, without a gradient, counts as half a step."""
+    pixels = [h * w * config.factor(scale, h, w) ** 2 * (n - 0.5) for h, w in sizes for scale, n in row.items()]
+    return sum(pixels) / len(sizes) / COST_SIDE**2
 
 
 def curves_of(recorder: Recorder, case: Case, rows: list[Row], foreground_only: bool) -> tuple[list[Tensor], Any]:
@@ -79,18 +90,18 @@ def curves_of(recorder: Recorder, case: Case, rows: list[Row], foreground_only: 
     found = []
     for index, label in enumerate(case.classes):
         curves = []
-        for scales, steps in rows:
-            maps = [sums[scale][steps - 1, index][None] for scale in scales]
+        for row in rows:
+            maps = [sums[scale][steps - 1, index][None] for scale, steps in row.items()]
             full = ops.cam_accumulate(maps, torch.zeros(1, height, width), padded, normalise=True)
             curves.append(iou_curve(full[0], truth, 1 if foreground_only else label + 1, THRESHOLDS))
         found.append(torch.stack(curves))
     return found, (height, width)
 
 
-def explore(models: list[af.CamModel], cases: list[Case], config: ClimbConfig) -> dict[str, Any]:
+def explore(models: list[af.CamModel], cases: list[Case], config: ClimbConfig, mixed: bool) -> dict[str, Any]:
     begin = time.monotonic()
     recorders = [Recorder(model, config) for model in models]
-    rows = rows_of(config)
+    rows = rows_of(config, mixed)
     found, sizes = [], []
     for number, case in enumerate(cases):
         curves, size = curves_of(recorders[case.model], case, rows, len(models) == 1)
@@ -100,16 +111,16 @@ def explore(models: list[af.CamModel], cases: list[Case], config: ClimbConfig) -
     print(file=sys.stderr)
     curves = torch.stack(found)  # [N, rows, T]
     results = []
-    for index, (scales, steps) in enumerate(rows):
-        plain = rows.index((scales, 1))
+    for index, row in enumerate(rows):
+        plain = rows.index(dict.fromkeys(row, 1))
         samples = bootstrap_best(curves[:, [plain, index]])
         best = best_threshold(curves[:, index], THRESHOLDS)
         gain = best.value - best_threshold(curves[:, plain], THRESHOLDS).value
         results.append(
             {
-                "scales": scales,
-                "steps": steps,
-                "cost": cost(config, (scales, steps), sizes),
+                "scales": list(row),
+                "steps": list(row.values()),
+                "cost": cost(config, row, sizes),
                 "iou": best.value,
                 "interval": interval(samples[:, 1]),
                 "threshold": best.threshold,
@@ -125,18 +136,24 @@ def explore(models: list[af.CamModel], cases: list[Case], config: ClimbConfig) -
     }
 
 
+def frontier(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that no cheaper one equals, the best first."""
+    found: list[dict[str, Any]] = []
+    for row in sorted(rows, key=lambda row: (row["cost"], -row["iou"])):
+        if not found or row["iou"] > found[-1]["iou"]:
+            found.append(row)
+    return found[::-1]
+
+
 def table(results: dict[str, Any], most: int) -> None:
-    """The best rows of every climb."""
+    """The best rows of every climb that are worth their cost: scale x steps."""
     for name, climb in results.items():
         print(f"{name} ({climb['items']} maps)")
-        for row in sorted(climb["rows"], key=lambda row: -row["iou"])[:most]:
+        for row in frontier(climb["rows"])[:most]:
             low, high = row["interval"]
-            scales = ",".join(f"{scale:g}" for scale in row["scales"])
+            scales = ", ".join(f"{scale:g}x{n}" for scale, n in zip(row["scales"], row["steps"], strict=True))
             gain = f"{row['gain']:+.3f} [{row['gain_interval'][0]:+.3f}, {row['gain_interval'][1]:+.3f}]"
-            print(
-                f"  {row['iou']:.3f} [{low:.3f}, {high:.3f}]  gain {gain}  scales {scales:13} "
-                f"steps {row['steps']:2}  cost {row['cost']:.1f}"
-            )
+            print(f"  {row['iou']:.3f} [{low:.3f}, {high:.3f}]  gain {gain}  cost {row['cost']:4.1f}  {scales}")
 
 
 def main() -> None:
@@ -144,6 +161,7 @@ def main() -> None:
     parser.add_argument("set", choices=("horses", "coco"))
     parser.add_argument("--items", default="1-100", help="FIRST-LAST[:STEP], counted from 1")
     parser.add_argument("--climb", action="append", default=[], help="PRESET or 'PRESET;KEY=VALUE;...'")
+    parser.add_argument("--mixed", action="store_true", help="each scale with its own number of steps")
     parser.add_argument("--table", type=int, nargs="?", const=5, default=0, metavar="ROWS", help="print the best rows")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/explore_SET.json")
     options = parser.parse_args()
@@ -152,9 +170,9 @@ def main() -> None:
         models, cases = quality.load(options.set, options.items)
         for text in options.climb:
             name, *settings = text.split(";")
-            found = explore(models, cases, ClimbConfig.preset(name).with_settings(settings))
+            found = explore(models, cases, ClimbConfig.preset(name).with_settings(settings), options.mixed)
             results = json.loads(out.read_text()) if out.exists() else {}  # read again: another run may have written
-            results[f"{text} on {options.items}"] = found
+            results[f"{text} on {options.items}{', mixed' if options.mixed else ''}"] = found
             out.write_text(json.dumps(results, indent=1) + "\n")
     if options.table or not options.climb:
         table(json.loads(out.read_text()), options.table or 5)

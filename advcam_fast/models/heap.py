@@ -30,12 +30,17 @@ def keep_freed_memory() -> bool:
 
     The caches of oneDNN are bounded too, unless their environment variables say otherwise or they are in use already.
     """
-    if os.environ.get(SWITCH) == "0":
+    if not keeps_freed_memory():
         return False
     for name in _CACHES:
         os.environ.setdefault(name, str(_CACHED))
     library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version") or not hasattr(library, "mallopt"):
-        return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _KEPT), (_M_TOP_PAD, _GROWN_BY))
     return all(library.mallopt(name, value) == 1 for name, value in settings)
+
+
+def keeps_freed_memory() -> bool:
+    """Whether `keep_freed_memory` does anything here."""
+    library = ctypes.CDLL(None)
+    glibc = hasattr(library, "gnu_get_libc_version") and hasattr(library, "mallopt")
+    return glibc and os.environ.get(SWITCH) != "0"

@@ -13,6 +13,8 @@ import torch
 
 import advcam_fast
 from advcam_fast import _native, ops
+from advcam_fast.models.convolution_kernels import onednn_serves
+from advcam_fast.models.heap import keeps_freed_memory
 from advcam_fast.ops.backend import backend_of
 
 _OPTIONAL = {
@@ -50,6 +52,12 @@ def diagnose() -> dict[str, Any]:
             for stem in ops.__all__
             if stem.islower()
         },
+        "convolutions": {
+            f"{device} {name}": "oneDNN, prepacked" if onednn_serves(device, dtype) else "torch"
+            for device in ("cpu", *(["cuda"] if len(devices) > 1 else []))
+            for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        },
+        "memory": "freed memory is kept for reuse" if keeps_freed_memory() else "the system's allocator as it is",
         "missing": missing,
     }
 

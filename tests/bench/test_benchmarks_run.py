@@ -42,6 +42,17 @@ def test_kernel_benchmarks_and_their_table(tmp_path: Path) -> None:
     assert table.count("×)") == len(CASES)
 
 
+def test_end_to_end_benchmark(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    options = ["--preset", "cam", "--dtype", "fp32", "mixed", "--size", "24", "32", "--images", "1", "--rounds", "1"]
+    done = run("benchmarks/end_to_end.py", "efficientnet_lite0", *options, "--out", str(out))
+    assert done.returncode == 0, done.stderr[-4000:]
+    report = json.loads(out.read_text())["efficientnet_lite0, cam"]
+    assert set(report["ratio"]) == {"fp32", "mixed"}
+    assert set(report["share_of_probe"]) == {"fp32"}
+    assert report["executor"] == "tape"
+
+
 @pytest.fixture(scope="module")
 def gpu_report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
     out = tmp_path_factory.mktemp("gpu") / "gpu.json"

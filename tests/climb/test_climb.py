@@ -209,6 +209,22 @@ def test_bf16_network_climbs_an_fp32_image():
     assert whole.flags == ()
 
 
+def test_mixed_is_fp32_forward_and_bf16_gradients():
+    model, image = tiny(), tensor(photo(40, 56))
+    one, two = ({"steps": n, "scales": (1.0,), "steps_at_scale": {}} for n in (1, 2))
+    found = {
+        (dtype, settings["steps"]): compute_maps(
+            model, [image], [[1]], dataclasses.replace(PAPER, dtype=dtype, **settings)
+        )
+        for dtype in ("fp32", "mixed")
+        for settings in (one, two)
+    }
+    full = {key: results[0].full for key, results in found.items()}
+    assert torch.equal(full["mixed", 1], full["fp32", 1])  # no gradient in it
+    difference = (full["mixed", 2] - full["fp32", 2]).abs().max()
+    assert 0 < difference < 0.05
+
+
 def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch):
     model, config = tiny(), dataclasses.replace(PAPER, steps=3, steps_at_scale={})
     images, labels = [tensor(photo(30, 41, seed)) for seed in range(5)], [[0]] * 5
