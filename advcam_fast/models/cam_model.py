@@ -21,7 +21,72 @@ def first_nonfinite(tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-class CamModel:
+class Classifier:
+    """What maps and labels need of any classifier: its pixels, its names, its weights and its probabilities.
+
+    `features` is what is run on the normalised images. A model is climbed by the climber of its class.
+    Raises UsageError where names, mean, std or the activation do not fit.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        class_names: Sequence[str] | None,
+        activation: str,
+        name: str,
+    ) -> None:
+        _check_input(mean, std)
+        _check_names(class_names, num_classes)
+        if activation not in ("softmax", "sigmoid"):
+            raise UsageError(f"activation is {activation!r}; it must be 'softmax' or 'sigmoid'")
+        self.features = features
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.activation = activation
+        self.name = name
+        self.executor: tuple[object, Any] | None = None  # (made from, frozen executor): kept here by the climb
+
+    @property
+    def num_classes(self) -> int:
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights by name, those of the features first."""
+        return dict(self.features.state_dict()) if isinstance(self.features, nn.Module) else {}
+
+    @property
+    def reference(self) -> Tensor:
+        """A weight: its device and dtype are the model's."""
+        floating = (tensor for tensor in self.tensors().values() if tensor.is_floating_point())
+        return next(floating, torch.empty(0))
+
+    def normalise(self, images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """(pixel / 255 - mean) / std: uint8 [B, 3, H, W] -> the same, channels-last, on the model's device.
+
+        dtype: by default fp64 for a float64 model, else fp32: a climbed image in less would swallow small steps.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise UsageError(f"images are {images.dtype} {list(images.shape)}; wanted torch.uint8 [B, 3, H, W]")
+        reference = self.reference
+        wide = dtype or (torch.float64 if reference.dtype == torch.float64 else torch.float32)
+        mean = torch.tensor(self.mean, dtype=wide, device=reference.device).view(3, 1, 1)
+        std = torch.tensor(self.std, dtype=wide, device=reference.device).view(3, 1, 1)
+        pixels = images.to(reference.device).to(wide, memory_format=torch.channels_last)
+        return pixels.div_(255).sub_(mean).div_(std)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Probabilities: uint8 [B, 3, H, W] -> [B, C]."""
+        raise NotImplementedError
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
+
+
+class CamModel(Classifier):
     """Features and a linear head: z_c(p) = W_c . F(p), from which scores, maps and predictions are taken.
 
     Shapes: features [B, 3, H, W] -> F [B, K, h, w]; class_weights W [C, K]; class_bias [C], used by `predict` only.
@@ -46,22 +111,12 @@ class CamModel:
         name: str = "custom",
     ) -> None:
         _check_head(features, class_weights, class_bias)
-        _check_input(mean, std)
-        _check_names(class_names, len(class_weights))
-        if activation not in ("softmax", "sigmoid"):
-            raise UsageError(f"activation is {activation!r}; it must be 'softmax' or 'sigmoid'")
+        super().__init__(features, len(class_weights), mean, std, class_names, activation, name)
         if prediction_score not in ("mean", "relu_mean"):
             raise UsageError(f"prediction_score is {prediction_score!r}; it must be 'mean' or 'relu_mean'")
-        self.features = features
         self.class_weights = class_weights.detach().contiguous()
         self.class_bias = None if class_bias is None else class_bias.detach().to(class_weights)
-        self.mean = tuple(float(value) for value in mean)
-        self.std = tuple(float(value) for value in std)
-        self.class_names = None if class_names is None else tuple(class_names)
-        self.activation = activation
         self.prediction_score = prediction_score
-        self.name = name
-        self.executor: tuple[object, Any] | None = None  # (made from, frozen executor): kept here by the climb
 
     @property
     def num_classes(self) -> int:
@@ -72,6 +127,14 @@ class CamModel:
         """K+ = #{k : W_c,k > 0} of every class."""
         return (self.class_weights > 0).sum(1)
 
+    def tensors(self) -> dict[str, Tensor]:
+        bias = {} if self.class_bias is None else {"bias": self.class_bias}
+        return {**super().tensors(), "head": self.class_weights, **bias}
+
+    @property
+    def reference(self) -> Tensor:
+        return self.class_weights
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> CamModel:
         """Moves head and features in place and returns the model; features that are no nn.Module stay as they are."""
         if isinstance(self.features, nn.Module):
@@ -80,20 +143,6 @@ class CamModel:
         if self.class_bias is not None:
             self.class_bias = self.class_bias.to(device=device, dtype=dtype)
         return self
-
-    def normalise(self, images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """(pixel / 255 - mean) / std: uint8 [B, 3, H, W] -> the same, channels-last, on the model's device.
-
-        dtype: by default fp64 for a float64 model, else fp32: a climbed image in less would swallow small steps.
-        """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise UsageError(f"images are {images.dtype} {list(images.shape)}; wanted torch.uint8 [B, 3, H, W]")
-        wide = dtype or (torch.float64 if self.class_weights.dtype == torch.float64 else torch.float32)
-        device = self.class_weights.device
-        mean = torch.tensor(self.mean, dtype=wide, device=device).view(3, 1, 1)
-        std = torch.tensor(self.std, dtype=wide, device=device).view(3, 1, 1)
-        pixels = images.to(device).to(wide, memory_format=torch.channels_last)
-        return pixels.div_(255).sub_(mean).div_(std)
 
     def logit_map(self, features: Tensor, rows: Tensor | None = None) -> Tensor:
         """z = W . F at every position: [B, K, h, w] -> channels-last [B, C, h, w], in the features' dtype.
@@ -115,7 +164,7 @@ class CamModel:
             logits = (self.logit_map(features).permute(0, 2, 3, 1) + bias).relu().mean((1, 2))
         else:
             logits = features.mean((2, 3)) @ self.class_weights.T + bias
-        return logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
+        return self._probabilities(logits)
 
     def _rows(self, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
         weights = self.class_weights if rows is None else self.class_weights[rows]

@@ -193,11 +193,6 @@ class _Transposed:
     def __call__(self, g: Tensor, size: torch.Size, into: Tensor | None) -> Tensor:
         padding, stride, dilation, groups = self.window
         spare = _spare(g, size, self.reach, self.window)
-        if min(spare) < 0:  # more padding than kernel: only torch's own gradient, which wants a tensor of x's size, can
-            like = torch.empty(size, dtype=g.dtype, device=g.device, memory_format=torch.channels_last)
-            window = (stride, padding, dilation, False, [0, 0], groups, [True, False, False])
-            found = torch.ops.aten.convolution_backward(g, like, self.weight, None, *window)[0]
-        else:
-            found = F.conv_transpose2d(g, self.weight, None, stride, padding, spare, groups, dilation)
+        found = F.conv_transpose2d(g, self.weight, None, stride, padding, spare, groups, dilation)
         found = found.contiguous(memory_format=torch.channels_last)
         return found if into is None else into.add_(found)

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from advcam_fast.errors import UsageError, first_line
 from advcam_fast.models.cam_model import Features
 from advcam_fast.models.folding import check_same, folded, probe_of
-from advcam_fast.models.heap import keep_freed_memory
+from advcam_fast.models.heap import give_back_free_memory, keep_freed_memory
 from advcam_fast.models.tape import Tape
 
 
@@ -43,7 +43,13 @@ def freeze(
     """
     if not isinstance(features, nn.Module):
         return FrozenFeatures(features, "used as given: not an nn.Module")
-    _refuse_batch_statistics(features)
+    refuse_batch_statistics(features)
+    frozen = _frozen(features, dtype, backward_dtype)
+    give_back_free_memory()  # the float64 copies were several times the network
+    return frozen
+
+
+def _frozen(features: nn.Module, dtype: torch.dtype, backward_dtype: torch.dtype | None) -> FrozenFeatures:
     network: nn.Module = copy.deepcopy(features).eval().double().requires_grad_(False)
     original = network
     if next(network.parameters(), torch.empty(0)).device.type == "cpu":
@@ -110,7 +116,7 @@ def _write_activations_apart(network: nn.Module) -> None:
             module.inplace = False  # type: ignore[assignment]
 
 
-def _refuse_batch_statistics(features: nn.Module) -> None:
+def refuse_batch_statistics(features: nn.Module) -> None:
     for name, module in features.named_modules():
         if not isinstance(module, _BatchNorm):
             continue

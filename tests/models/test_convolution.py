@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from advcam_fast.models.convolution import Convolution, padding_rule
 from advcam_fast.models.convolution_kernels import onednn_serves
 
-SIZES = ((17, 16), (15, 22), (13, 13))
+SIZES = ((17, 16), (14, 21), (13, 13))  # odd and even, either way round
 WINDOWS = [  # kernel, stride, padding, dilation
     window
     for window in itertools.product((1, 2, 3, 5, 7), (1, 2, 3), (0, 1, 3), (1, 2))

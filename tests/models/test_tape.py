@@ -25,7 +25,7 @@ def check(network: nn.Module, size: tuple[int, int] = (33, 41)) -> Tape:
     images = torch.randn(2, 3, *size, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     leaf = images.clone().requires_grad_()
     wanted = network(leaf)
-    slope = slope_like(wanted)
+    slope = slope_like(wanted).contiguous(memory_format=torch.channels_last)  # as a tape could write it
     (gradient,) = torch.autograd.grad(wanted, leaf, slope)
     before = images.clone(), slope.clone()
     features, saved = tape.forward(images, save=True)
@@ -66,6 +66,21 @@ class ReadTwice(Net):
         x = self.a(x)
         y = F.relu6(self.b(x) + x)
         return self.c(x) + y + x
+
+
+class ReadLater(Net):
+    """As above, where the convolution adds in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.c(self.b(x) + x) + x
+
+
+class RectifiedFirst(Net):
+    """The image is the caller's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(F.relu(x)))
 
 
 class TwoConvolutions(Net):
@@ -121,7 +136,7 @@ class Pooled(Net):
         return self.c(self.alike(self.b(self.pool(self.a(x)))))
 
 
-KNOWN = [Residual, ReadTwice, TwoConvolutions]
+KNOWN = [Residual, ReadTwice, ReadLater, RectifiedFirst, TwoConvolutions]
 PARTLY = [RectifiedInput, Concatenated, Viewed, Excited, Chunked, Broadcast, Pooled]
 
 
