@@ -3,7 +3,17 @@
 from advcam_fast import ops
 from advcam_fast.climb import ClimbConfig, MapResult, compute_maps
 from advcam_fast.errors import UsageError
-from advcam_fast.models import CamModel, load_model
+from advcam_fast.models import CamModel, GradCamModel, available_layers, load_model
 
-__all__ = ["CamModel", "ClimbConfig", "MapResult", "UsageError", "compute_maps", "load_model", "ops"]
+__all__ = [
+    "CamModel",
+    "ClimbConfig",
+    "GradCamModel",
+    "MapResult",
+    "UsageError",
+    "available_layers",
+    "compute_maps",
+    "load_model",
+    "ops",
+]
 __version__ = "0.1.0"

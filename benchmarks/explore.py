@@ -156,6 +156,24 @@ def table(results: dict[str, Any], most: int) -> None:
             print(f"  {row['iou']:.3f} [{low:.3f}, {high:.3f}]  gain {gain}  cost {row['cost']:4.1f}  {scales}")
 
 
+def draw(results: dict[str, Any], out: Path) -> None:
+    """Quality against cost: the rows of every climb that are worth their cost, with their intervals."""
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(8, 4.5))
+    for name, climb in results.items():
+        rows = [row for row in frontier(climb["rows"])[::-1] if row["cost"] >= 1]
+        costs, values = [row["cost"] for row in rows], [row["iou"] for row in rows]
+        (line,) = axis.plot(costs, values, marker="o", markersize=3, label=name)
+        lows, highs = zip(*(row["interval"] for row in rows), strict=True)
+        axis.fill_between(costs, lows, highs, alpha=0.08, color=line.get_color())
+    axis.set(xscale="log", xlabel="cost: pixels x steps", ylabel="mean foreground IoU, best threshold")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=6)
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=("horses", "coco"))
@@ -163,6 +181,7 @@ def main() -> None:
     parser.add_argument("--climb", action="append", default=[], help="PRESET or 'PRESET;KEY=VALUE;...'")
     parser.add_argument("--mixed", action="store_true", help="each scale with its own number of steps")
     parser.add_argument("--table", type=int, nargs="?", const=5, default=0, metavar="ROWS", help="print the best rows")
+    parser.add_argument("--draw", type=Path, metavar="PNG", help="quality against cost, of all climbs in the file")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/explore_SET.json")
     options = parser.parse_args()
     out = options.out or quality.RESULTS / f"explore_{options.set}.json"
@@ -174,7 +193,9 @@ def main() -> None:
             results = json.loads(out.read_text()) if out.exists() else {}  # read again: another run may have written
             results[f"{text} on {options.items}{', mixed' if options.mixed else ''}"] = found
             out.write_text(json.dumps(results, indent=1) + "\n")
-    if options.table or not options.climb:
+    if options.draw:
+        draw(json.loads(out.read_text()), options.draw)
+    if options.table or not (options.climb or options.draw):
         table(json.loads(out.read_text()), options.table or 5)
 
 

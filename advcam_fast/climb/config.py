@@ -147,7 +147,7 @@ def _parse(key: str, text: str) -> Any:
 PRESETS: dict[str, ClimbConfig] = {
     "voc-cvpr2021": ClimbConfig(),  # the paper's
     "general": ClimbConfig(
-        steps=8,
+        steps=10,
         step_size=0.03,
         suppression=0.0,
         scales=(0.5, 1.5, 2.0),

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advcam_fast import ops
-from advcam_fast.climb.climber import Climbed, Climber
+from advcam_fast.climb.climber import Ascent, Climbed, Climber, Model
 from advcam_fast.climb.config import ClimbConfig
+from advcam_fast.climb.grad_climber import GradClimber
 from advcam_fast.climb.plan import Batch, View, plan_batches
 from advcam_fast.data.images import resize_image
 from advcam_fast.errors import UsageError
-from advcam_fast.models import CamModel
+from advcam_fast.models import CamModel, Classifier, GradCamModel
 
 LARGEST_VIEW = 25_000_000  # pixels: beyond, a flip pair needs tens of gigabytes, and the system would end the run
 GPU_PAIRS = 64  # pairs of one batch on a GPU to begin with; halved when memory runs out, and remembered
@@ -39,15 +41,15 @@ class MapResult:
     flags: tuple[str, ...]
 
 
-class MapMaker:
+class MapMaker(Generic[Model]):
     """Keeps a model's climber, and the batch size found, between calls: what a long run uses."""
 
     @torch.inference_mode(False)  # here and below: gradients are needed whatever the caller has switched off
-    def __init__(self, model: CamModel, config: ClimbConfig) -> None:
+    def __init__(self, model: Model, config: ClimbConfig) -> None:
         self.model = model
         self.config = config
-        self.climber = Climber(model, config)
-        self.device = model.class_weights.device
+        self.climber: Ascent[Any] = _climber(model, config)
+        self.device = model.reference.device
         # On a CPU batching gains nothing, and one by one an image's bits cannot depend on its neighbours.
         self.max_pairs = 1 if self.device.type == "cpu" else GPU_PAIRS
 
@@ -118,6 +120,14 @@ class MapMaker:
         return MapResult(classes, strided, full, initial, _flags(labels, full, scales, (strided, initial)))
 
 
+def _climber(model: Classifier, config: ClimbConfig) -> Ascent[Any]:
+    if isinstance(model, GradCamModel):
+        return GradClimber(model, config)
+    if isinstance(model, CamModel):
+        return Climber(model, config)
+    raise UsageError(f"model is a {type(model).__name__}; wanted is a CamModel or a GradCamModel")
+
+
 def _flags(labels: Sequence[int], full: Tensor, scales: list[Climbed], others: tuple[Tensor, ...]) -> tuple[str, ...]:
     """What was odd, by class; maps that are not finite are set to zero, so that no NaN leaves."""
     steepest = torch.cat([scale.steepest for scale in scales], 1)  # [n, steps of all scales]
@@ -152,7 +162,7 @@ def check_images(images: Sequence[Tensor], labels: Sequence[Sequence[int]], num_
 
 
 def compute_maps(
-    model: CamModel, images: Sequence[Tensor], labels: Sequence[Sequence[int]], config: ClimbConfig
+    model: Classifier, images: Sequence[Tensor], labels: Sequence[Sequence[int]], config: ClimbConfig
 ) -> list[MapResult]:
     """The AdvCAM of every label of every image: A_c = sum over steps and scales of CAM_c(x_t), each over its maximum.
 
@@ -170,11 +180,10 @@ def compute_maps(
     return _maker(model, config).compute(images, labels)
 
 
-def _maker(model: CamModel, config: ClimbConfig) -> MapMaker:
+def _maker(model: Classifier, config: ClimbConfig) -> MapMaker:
     """The model's maker for this config: folding a network again for every call would cost more than small images."""
-    tensors = model.features.state_dict().values() if isinstance(model.features, nn.Module) else ()
-    versions = sum(tensor._version for tensor in (*tensors, model.class_weights) if not tensor.is_inference())
-    weights = model.class_weights
+    versions = sum(tensor._version for tensor in model.tensors().values() if not tensor.is_inference())
+    weights = model.reference
     key = (config.as_dict(), weights.device, weights.dtype, id(model.features), versions)
     if model.executor is None or model.executor[0] != key:
         model.executor = (key, MapMaker(model, config))

@@ -45,7 +45,7 @@ class LayerTap(nn.Module):
         self.network = network
         self.layer = layer
         self.num_classes = num_classes
-        self.tokens = _prefix_tokens(network) if tokens is None else tokens
+        self.prefixes = _prefixes(network) if tokens is None else (tokens,)
         self.channels_last = channels_last
         self.input_size = input_size
         self.accumulate = accumulate
@@ -81,7 +81,7 @@ class LayerTap(nn.Module):
         """The layer's output, or a gradient of its shape, as maps [B, K, h, w]; the images tell a grid's sides."""
         sides = self.input_size or (int(images.shape[-2]), int(images.shape[-1]))
         if raw.ndim == 3:
-            prefix, rows, columns = _token_grid(int(raw.shape[1]), sides, self.tokens, self.layer)
+            prefix, rows, columns = _token_grid(int(raw.shape[1]), sides, self.prefixes, self.layer)
             return raw[:, prefix:].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
         last = self.channels_last
         if last is None:
@@ -133,14 +133,20 @@ class GradCamModel(Classifier):
     resized to it bilinearly, with the gradient through it. mean, std, class_names, activation: as in CamModel.
 
     accumulate: climbs one map and accumulates another, as SEAM needs it. The network then returns a pair (logits,
-    extra), and accumulate(extra) gives the maps [B, C, h', w'] that are summed, relu of the label's own channel, both
-    flips, while R only regularises. Example, for a SEAM network `net` with a 1x1 head `fc8`:
+    extra), and accumulate(extra) gives the maps [B, C, h', w'] that are summed: relu of the label's own channel, both
+    flips; R only regularises. Modules belong in the network, where they follow its device and dtype. Example, for a
+    SEAM network `net` whose cam head is `fc8`:
 
         class Seam(nn.Module):
+            def __init__(self, net):
+                super().__init__()
+                self.net = net
+
             def forward(self, images):
-                cam, features = net.cam_and_features(images)          # before PCM
-                return cam.mean((2, 3)), (cam, features)
-        GradCamModel(Seam(), "net.fc8", accumulate=lambda extra: net.PCM(*extra), ...)
+                cam, features = self.net.cam_and_features(images)  # before upsampling and PCM
+                return cam.mean((2, 3)), self.net.PCM(cam, features)
+
+        GradCamModel(Seam(net), "net.fc8", accumulate=lambda refined: refined, num_classes=20, mean=..., std=...)
 
     Raises UsageError for an unknown layer (naming near ones), weights that are NaN or infinite, a BatchNorm that would
     use the batch, and names or numbers that do not fit; at the first image, for a layer whose output is no map.
@@ -211,33 +217,36 @@ def _check_network(network: nn.Module, layer: str) -> None:
         raise UsageError(f"{bad} holds NaN or infinite values; all weights must be finite")
 
 
-def _prefix_tokens(network: nn.Module) -> int | None:
-    """timm's num_prefix_tokens, torchvision's class token, of whichever module of the network says it."""
+def _prefixes(network: nn.Module) -> tuple[int, ...] | None:
+    """How many tokens may come before the patches, the likeliest first; None where the network does not say it."""
     for module in network.modules():
         if isinstance(number := getattr(module, "num_prefix_tokens", None), int):
-            return number
-        if isinstance(getattr(module, "class_token", None), Tensor):
-            return 1
+            return number, 0  # timm's; in some networks they come after the first layers
     return None
 
 
 @lru_cache(maxsize=4096)
-def _token_grid(count: int, sides: tuple[int, int], prefix: int | None, layer: str) -> tuple[int, int, int]:
-    """(tokens before the patches, rows, columns) of `count` tokens over an image of these sides."""
+def _token_grid(
+    count: int, sides: tuple[int, int], prefixes: tuple[int, ...] | None, layer: str
+) -> tuple[int, int, int]:
+    """(tokens before the patches, rows, columns) of `count` tokens over an image of these sides.
+
+    prefixes: the numbers before the patches to be tried, the first that fits is right; None: 0 or 1, as only one fits.
+    """
     height, width = sides
     found = []
-    for before in (0, 1) if prefix is None else (prefix,):
+    for before in prefixes or (0, 1):
         patches = count - before
         grids = [(rows, patches // rows) for rows in range(1, patches + 1) if patches % rows == 0]
-        found += [(before, *grid) for grid in grids if _is_grid(*grid, sides)]
-    if not found or len({before for before, *_ in found}) > 1:
-        known = "" if prefix is None else f" after {prefix} others"
+        found += [(before, *grid) for grid in grids if _is_grid(*grid, sides)]  # one at most: brute force finds no more
+    if not found or (prefixes is None and len(found) > 1):
         why = "could be more than one patch grid" if found else "are no patch grid"
-        advice = "say tokens=, the number before the patches" if prefix is None else "is tokens= right?"
+        known = "" if prefixes is None else f" after {prefixes[0]} others"
+        advice = "is tokens= right?" if prefixes else "say tokens=, the number before the patches"
         raise RuntimeError(
             f"target layer {layer!r}: {count} tokens{known} {why} of an image of {height} x {width}; {advice}"
         )
-    return min(found, key=lambda grid: abs(grid[1] * width - grid[2] * height))  # the squarest patches
+    return found[0]
 
 
 @lru_cache(maxsize=4096)
@@ -255,13 +264,12 @@ def _is_channels_last(shape: tuple[int, int, int], sides: tuple[int, int], layer
 
 
 def _is_grid(rows: int, columns: int, sides: tuple[int, int], slack: int = 0) -> bool:
-    """Whether patches of some side p, the last one cut off or filled up, lie in so many rows and columns."""
+    """Whether patches of some side, the last ones filled up or all of them left out, make these rows and columns."""
+    height, width = sides
     return any(
-        all(
-            side // patch - slack <= count <= -(-side // patch) + slack
-            for count, side in zip((rows, columns), sides, strict=True)
-        )
+        abs(rows - -(-(height - cut) // patch)) <= slack and abs(columns - -(-(width - cut) // patch)) <= slack
         for patch in range(1, max(sides) + 1)
+        for cut in (0, patch - 1)  # -(-a // b): rounded up; less b - 1: down
     )
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advcam_fast.climb import MapMaker, MapResult
 from advcam_fast.data import Dataset, ImageError, Item, read_image, resize_image
 from advcam_fast.errors import StoppedError, UsageError, first_line
-from advcam_fast.models import CamModel
+from advcam_fast.models import Classifier
 from advcam_fast.store import RunFolder
 
 GPU_IMAGES = 32  # images planned together on a GPU, so that batches of equal size can be found among them
@@ -160,7 +160,7 @@ def _label_chunk(
 
 
 def _classes(
-    item: Item, image: Tensor, model: CamModel, rule: LabelRule, class_indices: Mapping[str, int]
+    item: Item, image: Tensor, model: Classifier, rule: LabelRule, class_indices: Mapping[str, int]
 ) -> list[int]:
     if not rule.predicted:
         return list(dict.fromkeys(class_indices[label] for label in item.labels or ()))
@@ -178,7 +178,7 @@ def _one_line(error: Exception, image: Tensor) -> str:
     return f"the network cannot take this image of {width} x {height}: {first_line(error)}"
 
 
-def _names(classes: Sequence[int], model: CamModel) -> list[str]:
+def _names(classes: Sequence[int], model: Classifier) -> list[str]:
     return [model.class_names[c] if model.class_names else str(c) for c in classes]
 
 
@@ -190,7 +190,7 @@ def _arrays(result: MapResult, full: bool) -> dict[str, Tensor]:
 
 
 def tag_indices(
-    dataset: Dataset, model: CamModel, match: Callable[[list[str], Sequence[str]], dict[str, int]]
+    dataset: Dataset, model: Classifier, match: Callable[[list[str], Sequence[str]], dict[str, int]]
 ) -> dict[str, int]:
     """Every tag of the data set with its class index; raises UsageError if there are no tags, or unknown ones."""
     if all(item.labels is None for item in dataset.items):
@@ -201,12 +201,10 @@ def tag_indices(
     return match(tags, model.class_names or [str(c) for c in range(model.num_classes)])
 
 
-def weights_digest(model: CamModel) -> str:
+def weights_digest(model: Classifier) -> str:
     """SHA-256 of all weights: a file of the same name may hold others when a run goes on."""
     digest = hashlib.sha256()
-    features = model.features.state_dict() if isinstance(model.features, nn.Module) else {}
-    bias = {} if model.class_bias is None else {"bias": model.class_bias}
-    for name, tensor in {**features, "head": model.class_weights, **bias}.items():
+    for name, tensor in model.tensors().items():
         digest.update(f"{name} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -58,6 +58,12 @@ def timm_vit(**options: object) -> nn.Module:
     return timm.create_model("vit_tiny_patch16_224", **(small | options))
 
 
+def timm_cait() -> nn.Module:
+    """Says that it has a class token, which joins the patches after the blocks."""
+    small = dict(img_size=32, patch_size=8, embed_dim=12, depth=1, num_heads=2, num_classes=5)
+    return timm.create_model("cait_xxs24_224", **small)
+
+
 def timm_swin() -> nn.Module:
     small = dict(embed_dim=12, depths=(1, 1), num_heads=(1, 2), window_size=4, num_classes=5, img_size=(64, 32))
     return timm.create_model("swin_tiny_patch4_window7_224", **small)
@@ -76,7 +82,10 @@ def timm_convnext() -> nn.Module:
     [
         (lambda: resnet18(num_classes=5), "layer4.1.bn2", (40, 70), (512, 2, 3)),
         (torchvision_vit, "encoder.layers.encoder_layer_1.ln_1", (32, 32), (12, 4, 4)),
+        (lambda: VisionTransformer(32, 32, 1, 2, 12, 24, num_classes=5), "encoder.ln", (32, 32), (12, 1, 1)),
+        (timm_cait, "blocks.0", (32, 32), (12, 4, 4)),
         (timm_vit, "blocks.1.norm1", (32, 80), (12, 2, 5)),
+        (timm_vit, "blocks.1.norm1", (16, 48), (12, 1, 3)),
         (lambda: timm_vit(reg_tokens=4), "blocks.1.norm1", (80, 48), (12, 5, 3)),
         (lambda: timm_vit(class_token=False, global_pool="avg"), "blocks.1", (64, 16), (12, 4, 1)),
         (timm_swin, "layers.1", (64, 32), (24, 8, 4)),
@@ -120,10 +129,12 @@ def test_a_map_lies_as_the_image_does(prefix: int, last: bool) -> None:
 @pytest.mark.parametrize("patch", [4, 14, 16])
 def test_token_grids_of_many_sizes(patch: int) -> None:
     for rows, columns in itertools.product(range(1, 20, 3), repeat=2):
-        for cut in (0, patch // 2):
+        for cut in (0, patch // 2, -1):  # none, patches left out, patches filled up
             sides = (rows * patch + cut, columns * patch + cut)
-            assert _token_grid(rows * columns, sides, 0, "layer") == (0, rows, columns)
-            assert _token_grid(rows * columns + 5, sides, 5, "layer") == (5, rows, columns)
+            assert _token_grid(rows * columns, sides, (0,), "layer") == (0, rows, columns)
+            assert _token_grid(rows * columns + 5, sides, (5, 0), "layer") == (5, rows, columns)
+            if min(rows, columns) > 1:  # other numbers of tokens in one row are patches too
+                assert _token_grid(rows * columns, sides, (5, 0), "layer") == (0, rows, columns)
 
 
 @pytest.mark.parametrize("size", [(224, 224), (224, 336), (96, 64), (640, 480)])
@@ -138,20 +149,20 @@ def test_channels_last_is_told_by_the_sides(size: tuple[int, int]) -> None:
 def test_channels_last_that_cannot_be_told_must_be_said() -> None:
     images = torch.randn(1, 3, 16, 16)
     network = nn.Sequential(nn.Conv2d(3, 8, 2, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises(
-        RuntimeError, match=r"'0': \[8, 8, 8\] could be \[K, h, w\] or \[h, w, K\] .* 16 x 16; say chan"
-    ):
+    with pytest.raises(RuntimeError, match=r"'0': \[8, 8, 8\] could be \[K, h, w\] or \[h, w, K\] .* 16; say chan"):
         tap = model(network, "0", num_classes=8).features
         tap.as_map(tap(images).raw, images)
     for said in (True, False):
         tap = model(network, "0", num_classes=8, channels_last=said).features
         raw = tap(images).raw
         assert torch.equal(tap.as_map(raw, images), raw.permute(0, 3, 1, 2) if said else raw)
+    with pytest.raises(RuntimeError, match=r"\[9, 9, 7\] could be"):  # 9 x 7 of convolutions without padding
+        _is_channels_last((9, 9, 7), (299, 299), "layer")
 
 
 def test_the_activation_is_that_before_what_writes_over_it() -> None:
     """In-place layers after the target layer neither change its output nor its gradient."""
-    network, apart = Small(), Small()
+    network, apart = Small(relu_calls=1), Small(relu_calls=1)
     apart.relu.inplace = False
     images = torch.randn(2, 3, 8, 9)
     seen, wanted = (model(each, "norm").features(images) for each in (network, apart))
@@ -171,6 +182,7 @@ def test_a_frozen_copy_is_kept_and_the_callers_network_stays() -> None:
     with torch.no_grad():
         network.head.weight.zero_()
     assert kept.features.network.head.weight.any()
+    kept.predict(torch.zeros(1, 3, 8, 9, dtype=torch.uint8))
     assert len(network.stem._forward_hooks) == len(kept.features.network.stem._forward_hooks) == 0
     assert set(kept.tensors()) == {f"network.{key}" for key in network.state_dict()}
 
@@ -238,7 +250,7 @@ def test_refusals_name_what_came_and_what_is_wanted(changes: dict[str, object], 
         (
             "stem",
             {"num_classes": 6},
-            r"the network gives torch\.float32 \[2, 5\] for 2 images; wanted are logits \[2, 6",
+            r"the network gives torch\.float32 \[2, 5\] for 2 images; wanted are logits",
         ),
         ("stem", {"accumulate": lambda extra: extra}, r"accumulate gives a NoneType; wanted are maps \[2, 5, h, w\]"),
     ],
@@ -250,12 +262,14 @@ def test_an_output_that_does_not_fit_is_one_line(layer: str, options: dict[str, 
 
 
 def test_tokens_that_are_no_grid_are_one_line() -> None:
-    with pytest.raises(
-        RuntimeError, match=r"'layer': 17 tokens after 2 others are no patch grid .* 64 x 64; is tokens="
-    ):
-        _token_grid(17, (64, 64), 2, "layer")
-    with pytest.raises(RuntimeError, match=r"'layer': 19 tokens are no patch grid of an image of 64 x 64; say tokens="):
+    with pytest.raises(RuntimeError, match=r"'layer': 17 tokens after 2 others are no patch grid .* 64; is tokens="):
+        _token_grid(17, (64, 64), (2,), "layer")
+    with pytest.raises(RuntimeError, match=r"'layer': 19 tokens are no patch grid of .* 64 x 64; say tokens="):
         _token_grid(19, (64, 64), None, "layer")
+    with pytest.raises(
+        RuntimeError, match=r"'layer': 3 tokens could be more than one patch grid of .* 8 x 16; say tok"
+    ):
+        _token_grid(3, (8, 16), None, "layer")
     assert _token_grid(17, (64, 64), None, "layer") == (1, 4, 4)
     assert _token_grid(16, (64, 64), None, "layer") == (0, 4, 4)
 
