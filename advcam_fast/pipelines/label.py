@@ -206,7 +206,7 @@ def weights_digest(model: Classifier) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.tensors().items():
         digest.update(f"{name} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
