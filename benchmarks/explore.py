@@ -136,6 +136,16 @@ def explore(models: list[af.CamModel], cases: list[Case], config: ClimbConfig, m
     }
 
 
+def text_of(results: dict[str, Any]) -> str:
+    """JSON with a row a line."""
+    climbs = []
+    for name, climb in results.items():
+        rows = ",\n  ".join(json.dumps(row) for row in climb["rows"])
+        rest = json.dumps({key: value for key, value in climb.items() if key != "rows"})
+        climbs.append(f'{json.dumps(name)}: {rest[:-1]}, "rows": [\n  {rows}\n ]}}')
+    return "{\n " + ",\n ".join(climbs) + "\n}\n"
+
+
 def frontier(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows that no cheaper one equals, the best first."""
     found: list[dict[str, Any]] = []
@@ -192,7 +202,7 @@ def main() -> None:
             found = explore(models, cases, ClimbConfig.preset(name).with_settings(settings), options.mixed)
             results = json.loads(out.read_text()) if out.exists() else {}  # read again: another run may have written
             results[f"{text} on {options.items}{', mixed' if options.mixed else ''}"] = found
-            out.write_text(json.dumps(results, indent=1) + "\n")
+            out.write_text(text_of(results))
     if options.draw:
         draw(json.loads(out.read_text()), options.draw)
     if options.table or not (options.climb or options.draw):

@@ -156,5 +156,15 @@ PRESETS: dict[str, ClimbConfig] = {
         score="mean",
         other_classes="none",
     ),  # ours
+    "fast": ClimbConfig(
+        steps=6,
+        step_size=0.03,
+        suppression=0.0,
+        scales=(0.5, 1.0, 2.0),
+        base_side=420,
+        steps_at_scale={0.5: 4, 1.0: 2},
+        score="mean",
+        other_classes="none",
+    ),  # ours
     "cam": ClimbConfig(steps=1, steps_at_scale={}),  # ours: the plain CAM at the paper's scales
 }
