@@ -59,6 +59,8 @@ def _frozen(features: nn.Module, dtype: torch.dtype, backward_dtype: torch.dtype
         network = folded(network)
         _check_tape(original, network)
         tape = Tape(network, dtype, backward_dtype)
+        probed, saved = tape.forward(probe_of(network).to(dtype), save=True)  # may the dtype run at all?
+        tape.gradient(saved, probed)
         return FrozenFeatures(_OnTape(tape), _described(tape))
     except Exception as error:  # a user's network may fail to trace or to run in any way at all
         done = "folded, no tape" if isinstance(network, fx.GraphModule) else "frozen, not folded"

@@ -7,6 +7,7 @@ runs through autograd as a step of its own, so that one unknown layer does not m
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from collections import Counter
@@ -140,6 +141,11 @@ class _Compiler:
         if any(order[user] > order[node] for user in node.all_input_nodes[0].users):
             raise UnknownNetwork(f"{node.name} writes a value that is read again")
 
+    def _in_dtype(self, weights: Any) -> Any:
+        """A constant or a layer of the graph, which is in float64, as the forward pass takes it."""
+        floating = isinstance(weights, nn.Module) or (isinstance(weights, Tensor) and weights.is_floating_point())
+        return weights.to(self.dtypes[0]) if floating else weights
+
     def _writes(self, node: fx.Node) -> bool:
         kind = self._kind(node)
         if isinstance(kind, nn.Module):
@@ -194,13 +200,13 @@ class _Compiler:
         direct = {source: self.index[source] for source in node.all_input_nodes if source not in inner}
         indices = (*direct.values(), *(index for _, sources in inner.values() for index in sources))
         if node.op == "get_attr":
-            constant = operator.attrgetter(str(node.target))(self.graph)
+            constant = self._in_dtype(operator.attrgetter(str(node.target))(self.graph))
             call: Callable[..., Any] = lambda: constant  # noqa: E731
         elif node.op == "call_method":
             method = str(node.target)
             call = lambda own, *args, **kwargs: getattr(own, method)(*args, **kwargs)  # noqa: E731
         else:
-            call = kind
+            call = self._in_dtype(copy.deepcopy(kind)) if isinstance(kind, nn.Module) else kind
 
         def run(values: dict[int, Any]) -> Any:
             found = lambda source: values[direct[source]] if source in direct else inner[source][0](values)  # noqa: E731

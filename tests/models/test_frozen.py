@@ -83,10 +83,20 @@ def test_channels_last_goes_through_and_comes_out() -> None:
     assert freeze(lambda images: images)(torch.ones(2, 3, 4, 4)).is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v2", "densenet121", "efficientnet_b0", "shufflenet_v2_x0_5"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_runs_in_the_dtype_asked_for(dtype: torch.dtype) -> None:
-    frozen = freeze(load_model("mobilenet_v2", weights="none").features, dtype)
-    assert frozen(torch.randn(1, 3, 64, 64).to(dtype)).dtype == dtype
+def test_runs_in_the_dtype_asked_for(dtype: torch.dtype, name: str) -> None:
+    """The layers that run through autograd too."""
+    network = load_model(name, weights="none").features
+    assert isinstance(network, nn.Module)
+    frozen = freeze(network, dtype)
+    assert frozen.executor.startswith("tape")
+    images = torch.randn(1, 3, 64, 64)
+    features, gradient = value_and_gradient(frozen, images.to(dtype))
+    assert features.dtype == gradient.dtype == dtype
+    if dtype == torch.float32:
+        for got, wanted in zip((features, gradient), value_and_gradient(network, images), strict=True):
+            assert relative_error(got, wanted) <= 1e-3
 
 
 class Scaled(nn.Conv2d):
