@@ -152,6 +152,7 @@ CASES = (
     Case("climb_loss", "20 classes 24x32", _loss(20)),
     Case("climb_loss", "1000 classes 24x32", _loss(1000)),
     Case("cam_accumulate", "one step 24x32", _one_map),
+    Case("cam_accumulate", "one step of 64 pairs 24x32", lambda source, pairs: _one_map(source, 64 * pairs)),
     Case("cam_accumulate", "4 scales to 375x500", _scales),
     Case("masked_relu", "256x94x125 fp32 with bits", _relu, _relu_of_torch),
     Case("masked_relu_backward", "256x94x125 fp32", _relu_backward, _relu_backward_of_torch),
