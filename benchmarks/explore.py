@@ -27,6 +27,7 @@ import advcam_fast as af
 from advcam_fast import ops
 from advcam_fast.climb import ClimbConfig
 from advcam_fast.climb.climber import Climber, Head
+from advcam_fast.climb.plan import padded_size
 from advcam_fast.data import read_image, read_mask, resize_image
 from advcam_fast.metrics.foreground_iou import best_threshold, bootstrap_best, interval, iou_curve
 
@@ -86,7 +87,7 @@ def curves_of(recorder: Recorder, case: Case, rows: list[Row], foreground_only: 
         scale: recorder.sums(resize_image(image, config.factor(scale, height, width))[None], case.classes, config.steps)
         for scale in config.scales
     }
-    padded = (-(-height // 16) * 16, -(-width // 16) * 16)
+    padded = padded_size(height, width)
     found = []
     for index, label in enumerate(case.classes):
         curves = []

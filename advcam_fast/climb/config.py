@@ -144,27 +144,20 @@ def _parse(key: str, text: str) -> Any:
         raise UsageError(f"--set {key}={text}: that is no value for {key}") from None
 
 
+_GENERAL = ClimbConfig(
+    steps=10,
+    step_size=0.03,
+    suppression=0.0,
+    scales=(0.5, 1.5, 2.0),
+    base_side=420,
+    steps_at_scale={},
+    score="mean",
+    other_classes="none",
+)
+
 PRESETS: dict[str, ClimbConfig] = {
     "voc-cvpr2021": ClimbConfig(),  # the paper's
-    "general": ClimbConfig(
-        steps=10,
-        step_size=0.03,
-        suppression=0.0,
-        scales=(0.5, 1.5, 2.0),
-        base_side=420,
-        steps_at_scale={},
-        score="mean",
-        other_classes="none",
-    ),  # ours
-    "fast": ClimbConfig(
-        steps=6,
-        step_size=0.03,
-        suppression=0.0,
-        scales=(0.5, 1.0, 2.0),
-        base_side=420,
-        steps_at_scale={0.5: 4, 1.0: 2},
-        score="mean",
-        other_classes="none",
-    ),  # ours
+    "general": _GENERAL,  # ours
+    "fast": dataclasses.replace(_GENERAL, steps=6, scales=(0.5, 1.0, 2.0), steps_at_scale={0.5: 4, 1.0: 2}),  # ours
     "cam": ClimbConfig(steps=1, steps_at_scale={}),  # ours: the plain CAM at the paper's scales
 }

@@ -13,7 +13,7 @@ from advcam_fast import ops
 from advcam_fast.climb.climber import Ascent, Climbed, Climber, Model
 from advcam_fast.climb.config import ClimbConfig
 from advcam_fast.climb.grad_climber import GradClimber
-from advcam_fast.climb.plan import Batch, View, plan_batches
+from advcam_fast.climb.plan import Batch, View, padded_size, plan_batches
 from advcam_fast.data.images import resize_image
 from advcam_fast.errors import UsageError
 from advcam_fast.models import CamModel, Classifier, GradCamModel
@@ -113,7 +113,7 @@ class MapMaker(Generic[Model]):
             return MapResult(classes, strided, full, initial, ())
         scales = [climbed[View(image, scale)] for scale in range(len(self.config.scales))]
         sums = [scale.total for scale in scales]
-        padded = (-(-height // 16) * 16, -(-width // 16) * 16)
+        padded = padded_size(height, width)
         ops.cam_accumulate(sums, strided, strided_size, normalise=True)
         ops.cam_accumulate(sums, full, padded, normalise=True)
         ops.cam_accumulate([scale.initial for scale in scales], initial, padded, normalise=True)

@@ -26,6 +26,11 @@ def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+def padded_size(height: int, width: int) -> tuple[int, int]:
+    """The next multiples of 16: what full-size maps are resized to before they are cropped."""
+    return -(-height // 16) * 16, -(-width // 16) * 16
+
+
 def plan_batches(sizes: Sequence[tuple[int, int]], label_counts: Sequence[int], config: ClimbConfig) -> list[Batch]:
     """All views of images of `sizes` (height, width), those alike together; images without labels have none."""
     alike: dict[tuple[int, int, int, int], list[View]] = defaultdict(list)

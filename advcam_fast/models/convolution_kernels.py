@@ -67,6 +67,12 @@ def _spare(g: Tensor, size: torch.Size, reach: list[int], window: Window) -> lis
     ]
 
 
+def _given(result: Tensor, into: Tensor | None) -> Tensor:
+    """The result channels-last, or added to `into`."""
+    result = result.contiguous(memory_format=torch.channels_last)
+    return result if into is None else into.add_(result)
+
+
 class _Onednn:
     """Weights in oneDNN's own blocked layout; the addition happens while the result is written.
 
@@ -103,11 +109,10 @@ class Aten:
 
     def product(self, x: Tensor) -> Tensor:
         """Without the bias."""
-        return F.conv2d(x, self.weight, None, *self.arguments).contiguous(memory_format=torch.channels_last)
+        return _given(F.conv2d(x, self.weight, None, *self.arguments), None)
 
     def __call__(self, x: Tensor, into: Tensor | None) -> Tensor:
-        result = F.conv2d(x, self.weight, self.bias, *self.arguments).contiguous(memory_format=torch.channels_last)
-        return result if into is None else into.add_(result)
+        return _given(F.conv2d(x, self.weight, self.bias, *self.arguments), into)
 
 
 class _Turned:
@@ -168,8 +173,7 @@ class _Phases:
         phases = phases[:, self.skipped[0] : self.skipped[0] + cells[0], self.skipped[1] : self.skipped[1] + cells[1]]
         phases = phases.unflatten(3, (2, 2, self.inputs)).permute(0, 1, 3, 2, 4, 5)
         found = phases.reshape(size[0], 2 * cells[0], 2 * cells[1], self.inputs).permute(0, 3, 1, 2)
-        found = found[:, :, : size[2], : size[3]].contiguous(memory_format=torch.channels_last)
-        return found if into is None else into.add_(found)
+        return _given(found[:, :, : size[2], : size[3]], into)
 
 
 def _phase(r: int, padding: int, kernel: int) -> list[tuple[int, int]]:
@@ -193,6 +197,4 @@ class _Transposed:
     def __call__(self, g: Tensor, size: torch.Size, into: Tensor | None) -> Tensor:
         padding, stride, dilation, groups = self.window
         spare = _spare(g, size, self.reach, self.window)
-        found = F.conv_transpose2d(g, self.weight, None, stride, padding, spare, groups, dilation)
-        found = found.contiguous(memory_format=torch.channels_last)
-        return found if into is None else into.add_(found)
+        return _given(F.conv_transpose2d(g, self.weight, None, stride, padding, spare, groups, dilation), into)

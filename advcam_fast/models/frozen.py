@@ -36,7 +36,8 @@ def freeze(
 
     backward_dtype: of the gradient, where it is to be another one (bfloat16 behind a float32 forward pass).
     Folding is computed in float64, and value and gradient of the copy are compared with the network's in float64 before
-    it is used. `executor` is "tape", with the layers it leaves to autograd; where the network cannot be traced its
+    it is used. `executor` is "tape", with the layers it leaves to autograd; where a tape cannot
+    hold the network autograd runs it, and `executor` is "folded, no tape: REASON"; where it cannot be traced either its
     weights are only frozen, and `executor` is "frozen, not folded: REASON". A function that is no nn.Module is used as
     it is. On a CPU the process keeps freed memory from here on (models/heap.py).
     Raises UsageError where a BatchNorm would use the batch's own statistics.
