@@ -1,7 +1,8 @@
-"""The climb of a batch of same-sized views: step 0 once for all labels of a view, then every pair on its own path."""
+"""The climb of a batch of views: step 0 once for all labels of a view, then every pair on its own path."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 
 from advcam_fast import ops
+from advcam_fast.climb.canvas import Canvas
 from advcam_fast.climb.config import DTYPES, ClimbConfig
 from advcam_fast.models import CamModel, Classifier, FrozenFeatures, freeze
+from advcam_fast.models.ragged import Size
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,14 @@ class Climbed:
     total: Tensor  # [V, L, h, w], acc: sum of the pair maps over the steps
     initial: Tensor  # [V, L, h, w], acc: the pair map of the clean view
     steepest: Tensor  # [V, L, steps - 1], acc: max|g| of every step
+    sizes: tuple[Size, ...] | None = None  # of each view's maps where they differ; around them, to h and w, are zeros
+
+    def of(self, view: int) -> Climbed:
+        """What is left for one view: tensors without V."""
+        height, width = self.sizes[view] if self.sizes else self.total.shape[2:]
+        return Climbed(
+            self.total[view, :, :height, :width], self.initial[view, :, :height, :width], self.steepest[view]
+        )
 
 
 class Head(NamedTuple):
@@ -29,6 +40,7 @@ class Head(NamedTuple):
     target: Tensor  # [P] own class's column
     weight: Tensor  # [P, C] 1 for the own class, -1 or 0 for others
     positive: Tensor  # [P] K+ of the own class
+    canvas: Canvas | None  # how the pairs lie, if they are of different sizes
 
 
 class Executor(Protocol):
@@ -36,6 +48,8 @@ class Executor(Protocol):
 
     @property
     def executor(self) -> str: ...  # in words, for the log
+    @property
+    def ragged(self) -> bool: ...  # whether it takes images of different sizes at once
 
 
 class Look(Protocol):
@@ -63,31 +77,47 @@ class Ascent(Generic[Model]):
         self.network_dtype, self.gradient_dtype = DTYPES[config.dtype]
         self.acc = torch.float64 if config.dtype == "fp64" else torch.float32
 
-    def climb(self, views: Tensor, labels: Tensor, steps: int, max_pairs: int) -> Climbed:
+    def climb(self, views: Tensor | Sequence[Tensor], labels: Tensor, steps: int, max_pairs: int) -> Climbed:
         """Climbs every label of every view, at most `max_pairs` pairs at once.
 
-        views: uint8 [V, 3, H, W]. labels: int64 [V, L] class indices, on the model's device. The result does not
-        depend on max_pairs beyond what the convolutions of the backend make of another batch size.
+        views: V of uint8 [3, H, W], of one size unless the executor is ragged. labels: int64 [V, L] class indices, on
+        the model's device. The result does not depend on max_pairs beyond what the convolutions of the backend make of
+        another batch size. Raises Unplaceable where views of different sizes do not fit together.
         """
-        image = self.model.normalise(views, self.acc)
-        if self.config.flip:
-            image = torch.stack([image, image.flip(-1)], 1).flatten(0, 1)  # [V * members, 3, H, W]
-            image = image.contiguous(memory_format=torch.channels_last)
-        clean, initial, starts, first_slope = self._step_zero(image, labels, steps)
+        image, canvas = self._image(views)
+        clean, initial, starts, first_slope = self._step_zero(image, labels, steps, canvas)
+        sizes = None if canvas is None else canvas.map_sizes
         if steps == 1:
-            return Climbed(initial.clone(), initial, first_slope)
+            return Climbed(initial.clone(), initial, first_slope, sizes)
         own, present = labels.flatten(), labels.repeat_interleave(labels.shape[1], 0)  # [P], [P, L]
         clean, flat = clean.flatten(0, 1), initial.flatten(0, 1)
         total, steepest = [], []
         for at in range(0, len(own), max_pairs):
             of = slice(at, at + max_pairs)
-            summed, slopes = self._ascend(starts[of], clean[of], flat[of], self._head(own[of], present[of]), steps)
+            part = canvas and canvas.of([pair // labels.shape[1] for pair in range(len(own))[of]])
+            head = self._head(own[of], present[of], part)
+            summed, slopes = self._ascend(starts[of], clean[of], flat[of], head, steps, part)
             total.append(summed)
             steepest.append(slopes)
         slopes = torch.cat([first_slope, torch.cat(steepest).view(*labels.shape, steps - 2)], 2)
-        return Climbed(torch.cat(total).view(initial.shape), initial, slopes)
+        return Climbed(torch.cat(total).view(initial.shape), initial, slopes, sizes)
 
-    def _step_zero(self, image: Tensor, labels: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _image(self, views: Tensor | Sequence[Tensor]) -> tuple[Tensor, Canvas | None]:
+        """Every view and its mirror image, normalised: [V * members, 3, H, W]; and how they lie there, if not alike."""
+        sizes = [(view.shape[1], view.shape[2]) for view in views]
+        if len(set(sizes)) == 1:
+            same = views if isinstance(views, Tensor) else torch.stack(list(views))
+            image = self.model.normalise(same, self.acc)
+            if self.config.flip:
+                image = torch.stack([image, image.flip(-1)], 1).flatten(0, 1)
+            return image.contiguous(memory_format=torch.channels_last), None
+        normalised = [self.model.normalise(view[None], self.acc)[0] for view in views]
+        canvas = Canvas(self.features, sizes, self.members, normalised[0].device)  # type: ignore[arg-type]
+        return canvas.image(normalised), canvas
+
+    def _step_zero(
+        self, image: Tensor, labels: Tensor, steps: int, canvas: Canvas | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One forward pass for all labels, then one backward pass and one step a label.
 
         Returns R0 [V, L, h, w], the clean maps that are accumulated (R0 itself unless the model says otherwise), the
@@ -96,10 +126,10 @@ class Ascent(Generic[Model]):
         """
         seen = self._network_input(image)
         seen.requires_grad_(steps > 1)
-        forward = self._forward(seen, steps > 1)
+        forward = self._forward(seen, steps > 1, canvas)
         clean, gathered, starts, slopes = [], [], [], []
         for label in range(labels.shape[1]):
-            head = self._head(labels[:, label], labels)
+            head = self._head(labels[:, label], labels, canvas)
             look = self._look(forward, head, None)
             clean.append(look.pair_map)
             gathered.append(self._gathered(look))
@@ -114,7 +144,9 @@ class Ascent(Generic[Model]):
             return maps, initial, image, maps.new_empty(*labels.shape, 0)
         return maps, initial, torch.stack(starts, 1).flatten(0, 1), torch.stack(slopes, 1)[..., None]
 
-    def _ascend(self, start: Tensor, clean: Tensor, initial: Tensor, head: Any, steps: int) -> tuple[Tensor, Tensor]:
+    def _ascend(
+        self, start: Tensor, clean: Tensor, initial: Tensor, head: Any, steps: int, canvas: Canvas | None
+    ) -> tuple[Tensor, Tensor]:
         """Maps 1 to steps - 1 of some pairs, added to the initial ones; the last map needs no backward pass."""
         image = start.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         seen = self._network_input(image)
@@ -123,7 +155,7 @@ class Ascent(Generic[Model]):
         for step in range(1, steps):
             last = step == steps - 1
             seen.requires_grad_(not last)
-            forward = self._forward(seen, not last)
+            forward = self._forward(seen, not last, canvas)
             look = self._look(forward, head, clean)
             ops.cam_accumulate([self._gathered(look)], total)
             if last:
@@ -134,11 +166,11 @@ class Ascent(Generic[Model]):
             steepest.append(ops.climb_step(image, g, self.config.step_size, self.members, rounded))
         return total, torch.stack(steepest, 1) if steepest else initial.new_empty(len(initial), 0)
 
-    def _head(self, own: Tensor, present: Tensor) -> Any:
+    def _head(self, own: Tensor, present: Tensor, canvas: Canvas | None) -> Any:
         """What the objective of pairs of the classes `own` [P] is made of; present: [P, L] all labels of each image."""
         raise NotImplementedError
 
-    def _forward(self, seen: Tensor, gradient: bool) -> Any:
+    def _forward(self, seen: Tensor, gradient: bool, canvas: Canvas | None) -> Any:
         """One pass through the network; gradient: one with respect to `seen` is to follow."""
         raise NotImplementedError
 
@@ -161,32 +193,33 @@ class Ascent(Generic[Model]):
 
 
 class Climber(Ascent[CamModel]):
-    """Climbs views with a linear head: CAM, objective and its gradient in closed form."""
+    """Climbs views with a linear head: CAM, objective and its gradient in closed form.
+
+    ragged: views of different sizes are to come in one call; `features.ragged` says whether they may.
+    """
 
     features: FrozenFeatures
 
-    def __init__(self, model: CamModel, config: ClimbConfig) -> None:
+    def __init__(self, model: CamModel, config: ClimbConfig, ragged: bool = False) -> None:
         super().__init__(model, config)
-        self.features = freeze(model.features, self.network_dtype, self.gradient_dtype)
+        self.features = freeze(model.features, self.network_dtype, self.gradient_dtype, ragged)
         self.positive = model.positive_counts.clamp(min=1).to(self.acc)  # a row without any: R stays finite
 
-    def _forward(self, seen: Tensor, gradient: bool) -> Tensor:
+    def _forward(self, seen: Tensor, gradient: bool, canvas: Canvas | None) -> Tensor:
         with torch.set_grad_enabled(gradient):
-            return self.features(seen)
+            return self.features(seen, canvas and canvas.frame)
 
     def _look(self, forward: Tensor, head: Head, initial: Tensor | None) -> ops.ClimbLoss:
-        return self._loss(self._logits(forward.detach(), head), head, initial)
+        # The head is a thousandth of the work: it runs in acc, whatever the network runs in.
+        logits = self.model.logit_map(forward.detach().to(self.acc), self._item_rows(head))
+        if head.canvas is not None:
+            logits = head.canvas.aligned(logits)
+        return self._loss(logits, head, initial)
 
     def _image_gradient(self, forward: Tensor, seen: Tensor, look: ops.ClimbLoss, head: Head, again: bool) -> Tensor:
-        own = self._feature_gradient(look.gradient, head, forward.dtype)
+        slope = look.gradient if head.canvas is None else head.canvas.returned(look.gradient)
+        own = self.model.feature_gradient(slope, self._item_rows(head)).to(forward.dtype)
         return torch.autograd.grad(forward, seen, own, retain_graph=again)[0]
-
-    def _logits(self, features: Tensor, head: Head) -> Tensor:
-        # The head is a thousandth of the work: it runs in acc, whatever the network runs in.
-        return self.model.logit_map(features.to(self.acc), self._item_rows(head))
-
-    def _feature_gradient(self, gradient: Tensor, head: Head, dtype: torch.dtype) -> Tensor:
-        return self.model.feature_gradient(gradient, self._item_rows(head)).to(dtype)
 
     def _item_rows(self, head: Head) -> Tensor | None:
         return None if head.rows is None else head.rows.repeat_interleave(self.members, 0)
@@ -196,7 +229,7 @@ class Climber(Ascent[CamModel]):
         return ops.climb_loss(
             logits,
             head.target,
-            head.weight,
+            head.weight if head.canvas is None else head.canvas.mean_weight(head.weight, logits),
             head.positive,
             initial,
             config.suppression,
@@ -205,7 +238,7 @@ class Climber(Ascent[CamModel]):
             self.members,
         )
 
-    def _head(self, own: Tensor, present: Tensor) -> Head:
+    def _head(self, own: Tensor, present: Tensor, canvas: Canvas | None) -> Head:
         """The logits that pairs of the classes `own` [P] need; fewer rows are less work, with the same sums.
 
         present: [P, L] all labels of each pair's image.
@@ -213,10 +246,10 @@ class Climber(Ascent[CamModel]):
         positive = self.positive[own]
         if self.config.other_classes == "all":
             weight = positive.new_full((len(own), self.model.num_classes), -1.0).scatter_(1, own[:, None], 1.0)
-            return Head(None, own, weight, positive)
+            return Head(None, own, weight, positive, canvas)
         rows = own[:, None]
         weight = positive.new_ones(len(own), 1)
         if self.config.other_classes == "present":
             rows = torch.cat([rows, present], 1)
             weight = torch.cat([weight, -(present != own[:, None]).to(self.acc)], 1)
-        return Head(rows, torch.zeros_like(own), weight, positive)
+        return Head(rows, torch.zeros_like(own), weight, positive, canvas)

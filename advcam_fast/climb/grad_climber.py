@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from advcam_fast.climb.canvas import Canvas
 from advcam_fast.climb.climber import Ascent
 from advcam_fast.climb.config import ClimbConfig
 from advcam_fast.errors import UsageError
@@ -54,7 +55,7 @@ class GradClimber(Ascent[GradCamModel]):
         network = copy.deepcopy(model.features).to(self.network_dtype)
         self.features = network.to(memory_format=torch.channels_last)
 
-    def _head(self, own: Tensor, present: Tensor) -> Target:
+    def _head(self, own: Tensor, present: Tensor, canvas: Canvas | None) -> Target:
         weight = torch.zeros(len(own), self.model.num_classes, dtype=self.acc, device=own.device)
         if self.config.other_classes == "all":
             weight.fill_(-1.0)
@@ -62,7 +63,7 @@ class GradClimber(Ascent[GradCamModel]):
             weight.scatter_(1, present, -1.0)
         return Target(own, weight.scatter_(1, own[:, None], 1.0))
 
-    def _forward(self, seen: Tensor, gradient: bool) -> Forward:
+    def _forward(self, seen: Tensor, gradient: bool, canvas: Canvas | None) -> Forward:
         with torch.enable_grad():  # for the last map too: its channel weights are a gradient
             return Forward(self.features(seen), seen)
 

@@ -42,16 +42,26 @@ class MapResult:
 
 
 class MapMaker(Generic[Model]):
-    """Keeps a model's climber, and the batch size found, between calls: what a long run uses."""
+    """Keeps a model's climber, and the batch size found, between calls: what a long run uses.
+
+    max_pairs: flip pairs of one batch to begin with, of different sizes where the network takes them so. By default 1
+    on a CPU, GPU_PAIRS on a GPU.
+    """
 
     @torch.inference_mode(False)  # here and below: gradients are needed whatever the caller has switched off
-    def __init__(self, model: Model, config: ClimbConfig) -> None:
+    def __init__(self, model: Model, config: ClimbConfig, max_pairs: int | None = None) -> None:
+        if not isinstance(model, (CamModel, GradCamModel)):
+            raise UsageError(f"model is a {type(model).__name__}; wanted is a CamModel or a GradCamModel")
         self.model = model
         self.config = config
-        self.climber: Ascent[Any] = _climber(model, config)
         self.device = model.reference.device
         # On a CPU batching gains nothing, and one by one an image's bits cannot depend on its neighbours.
-        self.max_pairs = 1 if self.device.type == "cpu" else GPU_PAIRS
+        self.max_pairs = max_pairs or (1 if self.device.type == "cpu" else GPU_PAIRS)
+        self.climber: Ascent[Any] = (
+            GradClimber(model, config)
+            if isinstance(model, GradCamModel)
+            else Climber(model, config, ragged=self.max_pairs > 1)
+        )
 
     @property
     def executor(self) -> str:
@@ -61,8 +71,9 @@ class MapMaker(Generic[Model]):
     def compute(self, images: Sequence[Tensor], labels: Sequence[Sequence[int]]) -> list[MapResult]:
         check_images(images, labels, self.model.num_classes)
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
+        ragged = self.climber.features.ragged and self.max_pairs > 1
         climbed: dict[View, Climbed] = {}
-        for batch in plan_batches(sizes, [len(own) for own in labels], self.config):
+        for batch in plan_batches(sizes, [len(own) for own in labels], self.config, ragged):
             climbed.update(self._climb(batch, images, labels))
         return [self._merge(index, sizes[index], labels[index], climbed) for index in range(len(images))]
 
@@ -76,7 +87,7 @@ class MapMaker(Generic[Model]):
             for at in range(0, len(batch.views), most):
                 yield from self._climb(batch._replace(views=batch.views[at : at + most]), images, labels)
             return
-        views = torch.stack([self._resized(images[view.image], view.scale) for view in batch.views])
+        views = [self._resized(images[view.image], view.scale) for view in batch.views]
         classes = torch.tensor([list(labels[view.image]) for view in batch.views], device=self.device)
         try:
             done = self.climber.climb(views, classes, batch.steps, self.max_pairs)
@@ -87,7 +98,7 @@ class MapMaker(Generic[Model]):
             self.max_pairs = at_once // 2
         else:
             for i, view in enumerate(batch.views):
-                yield view, Climbed(done.total[i], done.initial[i], done.steepest[i])
+                yield view, done.of(i)
             return
         torch.cuda.empty_cache()
         yield from self._climb(batch, images, labels)
@@ -118,14 +129,6 @@ class MapMaker(Generic[Model]):
         ops.cam_accumulate(sums, full, padded, normalise=True)
         ops.cam_accumulate([scale.initial for scale in scales], initial, padded, normalise=True)
         return MapResult(classes, strided, full, initial, _flags(labels, full, scales, (strided, initial)))
-
-
-def _climber(model: Classifier, config: ClimbConfig) -> Ascent[Any]:
-    if isinstance(model, GradCamModel):
-        return GradClimber(model, config)
-    if isinstance(model, CamModel):
-        return Climber(model, config)
-    raise UsageError(f"model is a {type(model).__name__}; wanted is a CamModel or a GradCamModel")
 
 
 def _flags(labels: Sequence[int], full: Tensor, scales: list[Climbed], others: tuple[Tensor, ...]) -> tuple[str, ...]:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from advcam_fast import ops
 from advcam_fast.models.convolution_kernels import Aten, Window, gradient_of, operator
-
-Padding = tuple[int, int, int, int]  # rows above and below, columns left and right
+from advcam_fast.models.ragged import Padding, Size, Sliding
 
 
 def padding_rule(module: nn.Module) -> Callable[[int, int], Padding] | None:
@@ -42,6 +41,28 @@ def padding_rule(module: nn.Module) -> Callable[[int, int], Padding] | None:
     return lambda height, width: fixed  # type: ignore[return-value]
 
 
+def sliding_of(module: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) -> Sliding:
+    """How the window of a layer that is known here moves."""
+    if isinstance(module, nn.Conv2d):
+        rule = padding_rule(module)
+        assert rule is not None
+        kernel, stride, dilation = (_pair(v) for v in (module.kernel_size, module.stride, module.dilation))
+        return Sliding(kernel, stride, dilation, rule, follows_size=type(module) is not nn.Conv2d)
+    kernel, stride, padding = window_of(module)
+    around = (padding[0], padding[0], padding[1], padding[1])
+    dilation = _pair(module.dilation) if isinstance(module, nn.MaxPool2d) else (1, 1)
+    return Sliding(kernel, stride, dilation, lambda *_: around, ceil_mode=module.ceil_mode)
+
+
+def window_of(module: nn.MaxPool2d | nn.AvgPool2d, *more: str) -> tuple[Size, ...]:
+    """Kernel, stride, padding and what else is named, each (vertical, horizontal)."""
+    return tuple(_pair(getattr(module, name)) for name in ("kernel_size", "stride", "padding", *more))
+
+
+def _pair(value: int | tuple[int, ...]) -> Size:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
 class Convolution:
     """y = W * x + b (+ residual), and dJ/dx = W^T * dJ/dy, for frozen weights, channels-last.
 
@@ -59,8 +80,8 @@ class Convolution:
             self._for(torch.Size((1, 1, 1, 1)))
             del self._prepare
 
-    def _for(self, size: torch.Size) -> _Prepared:
-        around = self._rule(size[2], size[3])
+    def _for(self, size: torch.Size, around: Padding | None = None) -> _Prepared:
+        around = around or self._rule(size[2], size[3])
         if around not in self._prepared:
             self._prepared[around] = self._prepare(around)
         return self._prepared[around]
@@ -72,23 +93,28 @@ class Convolution:
         writable: bool = False,
         ceiling: float | None = None,
         save: bool = True,
+        around: Padding | None = None,
+        inside: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """[B, Ci, H, W] -> rectified(W * x + b + residual) [B, Co, h, w], and the rectifier's bits.
 
         residual: may be written where `writable`. ceiling: of the rectifier (ops.masked_relu); None for none.
+        around: another padding than the module's. inside: bool [B, h, w], what the rectifier leaves.
         """
-        convolve = self._for(x.shape).forward
+        convolve = self._for(x.shape, around).forward
         if ceiling is not None and isinstance(convolve, Aten):  # bias and residual in the rectifier's pass
             value = convolve.product(x)
-            return value, ops.masked_relu(value, convolve.wide_bias, residual, ceiling, save=save)
+            return value, ops.masked_relu(value, convolve.wide_bias, residual, ceiling, inside, save)
         if residual is not None and not writable:
             residual = residual.clone(memory_format=torch.channels_last)
         value = convolve(x, residual)
-        return value, None if ceiling is None else ops.masked_relu(value, ceiling=ceiling, save=save)
+        return value, None if ceiling is None else ops.masked_relu(value, None, None, ceiling, inside, save)
 
-    def gradient(self, g: Tensor, size: torch.Size, into: Tensor | None = None) -> Tensor:
+    def gradient(
+        self, g: Tensor, size: torch.Size, into: Tensor | None = None, around: Padding | None = None
+    ) -> Tensor:
         """dJ/dy [B, Co, h, w] -> dJ/dx of `size` [B, Ci, H, W]; with `into` added to it, in place."""
-        return self._for(size).gradient(g, size, into)
+        return self._for(size, around).gradient(g, size, into)
 
 
 class _Prepared:

@@ -31,6 +31,8 @@ class Seen(NamedTuple):
 class LayerTap(nn.Module):
     """A network that hands out one layer's output with its logits; `executor` says so in words, for the log."""
 
+    ragged = False  # one size at a time
+
     def __init__(
         self,
         network: nn.Module,

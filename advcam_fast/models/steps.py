@@ -14,20 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from advcam_fast import ops
-from advcam_fast.models.convolution import Convolution
+from advcam_fast.models.convolution import Convolution, sliding_of, window_of
+from advcam_fast.models.ragged import Frame, Sliding, Unplaceable
 
 Gradients = list[Any]  # by value: Tensor, or None before the first
 
 
 class Step:
+    sliding: Sliding | None = None  # how its window moves over its first source; None: it sees each position by itself
+    pooled = False  # it makes one value of a whole plane
+
     def __init__(self, sources: tuple[int, ...], output: int) -> None:
         self.sources = sources
         self.output = output
         self.last_use: tuple[int, ...] = ()  # values that nobody reads after this step
         self.writable: frozenset[int] = frozenset()  # of them those that this step may write
 
-    def forward(self, values: list[Any], save: bool) -> tuple[Any, Any]:
-        """The value, and what backward needs."""
+    def forward(self, values: list[Any], save: bool, frame: Frame | None = None) -> tuple[Any, Any]:
+        """The value, and what backward needs. frame: where items of different sizes lie; None: all fill the canvas."""
         raise NotImplementedError
 
     def backward(self, gradient: Tensor, kept: Any, gradients: Gradients) -> None:
@@ -60,6 +64,24 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.channels_last)
 
 
+def _canvas(tensor: Tensor) -> tuple[int, int]:
+    return tensor.shape[2], tensor.shape[3]
+
+
+def _hidden(tensor: Tensor, outside: Tensor | None, fill: float = 0.0) -> Tensor:
+    return tensor if outside is None else tensor.masked_fill(outside, fill)
+
+
+def _hide(gradient: Tensor, outside: Tensor | None) -> Tensor:
+    """In place."""
+    return gradient if outside is None else gradient.masked_fill_(outside, 0.0)
+
+
+def _shaped(size: torch.Size, gradient: Tensor) -> Tensor:
+    """What stands for the input of a pooling layer, of which only shape and layout are read."""
+    return torch.empty(size, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
+
+
 class Convolved(Step):
     """Convolution, addition of a residual, rectifier; of the last two either may be missing."""
 
@@ -76,20 +98,30 @@ class Convolved(Step):
         super().__init__((source,) if residual is None else (source, residual), output)
         self.source, self.residual, self.ceiling = source, residual, ceiling
         self.convolution = Convolution(module, dtype, backward_dtype)
+        self.sliding: Sliding = sliding_of(module)
 
-    def forward(self, values: list[Any], save: bool) -> tuple[Any, Any]:
+    def forward(self, values: list[Any], save: bool, frame: Frame | None = None) -> tuple[Any, Any]:
         x, residual = _channels_last(values[self.source]), None
         if self.residual is not None:
             residual = values[self.residual]
         writable = self.residual in self.writable and self.residual != self.source
-        value, bits = self.convolution.forward(x, residual, writable, self.ceiling, save)
-        return value, (x.shape, bits)
+        around, outside, inside = None, None, None
+        if frame is not None:
+            window, canvas = self.sliding, _canvas(x)
+            around = frame.padding(window, self.output, canvas)
+            outside = frame.outside(self.source, canvas) if window.looks_around() else None
+            x = _hidden(x, outside)
+            if self.ceiling is not None:
+                inside = frame.rectify(self.output, window.output(canvas, around))
+        value, bits = self.convolution.forward(x, residual, writable, self.ceiling, save, around, inside)
+        return value, (x.shape, bits, around, outside)
 
     def backward(self, gradient: Tensor, kept: Any, gradients: Gradients) -> None:
-        size, bits = kept
+        size, bits, around, outside = kept
         if bits is not None:
             ops.masked_relu_backward(gradient, bits)
-        gradients[self.source] = self.convolution.gradient(gradient, size, gradients[self.source])
+        found = self.convolution.gradient(gradient, size, gradients[self.source], around)
+        gradients[self.source] = _hide(found, outside)
         if self.residual is not None:
             _give(gradients, self.residual, gradient)
 
@@ -99,10 +131,11 @@ class Rectifier(Step):
         super().__init__((source,), output)
         self.source, self.ceiling = source, ceiling
 
-    def forward(self, values: list[Any], save: bool) -> tuple[Any, Any]:
+    def forward(self, values: list[Any], save: bool, frame: Frame | None = None) -> tuple[Any, Any]:
         source = values[self.source]
         value = _channels_last(source) if self.source in self.writable else _copy(source)
-        return value, ops.masked_relu(value, ceiling=self.ceiling, save=save)
+        inside = None if frame is None else frame.rectify(self.output, _canvas(value))
+        return value, ops.masked_relu(value, ceiling=self.ceiling, valid=inside, save=save)
 
     def backward(self, gradient: Tensor, kept: Any, gradients: Gradients) -> None:
         _give(gradients, self.source, ops.masked_relu_backward(gradient, kept))
@@ -114,7 +147,7 @@ class Addition(Step):
     def __init__(self, first: int, second: int, output: int) -> None:
         super().__init__((first, second), output)
 
-    def forward(self, values: list[Any], save: bool) -> tuple[Any, Any]:
+    def forward(self, values: list[Any], save: bool, frame: Frame | None = None) -> tuple[Any, Any]:
         first, second = self.sources
         if first in self.writable:
             return values[first].add_(values[second]), None
@@ -135,27 +168,100 @@ class MaxPool(Step):
     def __init__(self, source: int, output: int, module: nn.MaxPool2d) -> None:
         super().__init__((source,), output)
         self.source = source
-        sides = (module.kernel_size, module.stride, module.padding, module.dilation)
-        self.window = (*(list(v) if isinstance(v, tuple) else [v, v] for v in sides), module.ceil_mode)
+        self.sliding = sliding_of(module)
+        self.window = (*window_of(module, "dilation"), module.ceil_mode)
 
-    def forward(self, values: list[Any], save: bool) -> tuple[Any, Any]:
+    def forward(self, values: list[Any], save: bool, frame: Frame | None = None) -> tuple[Any, Any]:
         x = _channels_last(values[self.source])
-        value, at = torch.ops.aten.max_pool2d_with_indices(x, *self.window)
+        if frame is None:
+            value, at = torch.ops.aten.max_pool2d_with_indices(x, *self.window)
+        else:
+            x = _hidden(x, frame.outside(self.source, _canvas(x), rectified=True), -math.inf)
+            value, at = torch.ops.aten.max_pool2d_with_indices(x, *self.window)
+            value = _hide(value, frame.outside(self.output, _canvas(value)))  # no infinity may meet another layer
         return value, (x.shape, at) if save else None
 
     def backward(self, gradient: Tensor, kept: Any, gradients: Gradients) -> None:
         size, at = kept
-        like = torch.empty(
-            size, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last
-        )  # only its shape and layout are read
+        like = _shaped(size, gradient)
         found = torch.ops.aten.max_pool2d_with_indices_backward(gradient, like, *self.window, at)
         _give(gradients, self.source, found)
+
+
+class AveragePool(Step):
+    """Over windows. Zeros outside an item are counted as padding is."""
+
+    def __init__(self, source: int, output: int, module: nn.AvgPool2d) -> None:
+        super().__init__((source,), output)
+        self.source = source
+        self.sliding = sliding_of(module)
+        self.window = window_of(module)
+        self.options = (module.ceil_mode, module.count_include_pad, module.divisor_override)
+
+    def forward(self, values: list[Any], save: bool, frame: Frame | None = None) -> tuple[Any, Any]:
+        x, outside, share = _channels_last(values[self.source]), None, None
+        if frame is not None and frame.of(self.source) is not None:
+            if self.options[0]:
+                raise Unplaceable("average pooling with ceil_mode")
+            outside = frame.outside(self.source, _canvas(x))
+            x = _hidden(x, outside)
+            if not self.options[1]:
+                share = self._share(frame.inside(self.source, _canvas(x)), x.dtype)
+        options = self.options if share is None else (False, True, None)
+        value = torch.ops.aten.avg_pool2d(x, *self.window, *options)
+        if share is not None:
+            value = value.div_(share)
+        return _channels_last(value), (x.shape, options, share, outside)
+
+    def _share(self, inside: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """[B, 1, h, w]: how much of each window is inside; 1 where nothing is."""
+        assert inside is not None
+        share = torch.ops.aten.avg_pool2d(inside[:, None].to(dtype), *self.window)
+        return share.masked_fill_(share == 0, 1.0)
+
+    def backward(self, gradient: Tensor, kept: Any, gradients: Gradients) -> None:
+        size, options, share, outside = kept
+        if share is not None:
+            gradient = gradient.div_(share)
+        like = _shaped(size, gradient)
+        found = torch.ops.aten.avg_pool2d_backward(gradient, like, *self.window, *options)
+        _give(gradients, self.source, _hide(_channels_last(found), outside))
+
+
+def pool(source: int, output: int, module: nn.MaxPool2d | nn.AvgPool2d) -> Step:
+    return (MaxPool if isinstance(module, nn.MaxPool2d) else AveragePool)(source, output, module)  # type: ignore[arg-type]
+
+
+class GlobalMean(Step):
+    """Over each item's plane: [B, C, H, W] -> [B, C, 1, 1], or [B, C]."""
+
+    pooled = True
+
+    def __init__(self, source: int, output: int, keepdim: bool) -> None:
+        super().__init__((source,), output)
+        self.source, self.keepdim = source, keepdim
+
+    def forward(self, values: list[Any], save: bool, frame: Frame | None = None) -> tuple[Any, Any]:
+        x = values[self.source]
+        inside = None if frame is None else frame.inside(self.source, _canvas(x))
+        if inside is None:
+            return x.mean((2, 3), keepdim=self.keepdim), (x.shape, None)
+        weight = inside[:, None].to(x.dtype)
+        share = weight / weight.sum((2, 3), keepdim=True)  # of each position; 0 outside
+        x = _hidden(x, frame.outside(self.source, _canvas(x)))  # type: ignore[union-attr]
+        return (x * share).sum((2, 3), keepdim=self.keepdim), (x.shape, share)
+
+    def backward(self, gradient: Tensor, kept: Any, gradients: Gradients) -> None:
+        size, share = kept
+        gradient = gradient.view(*size[:2], 1, 1)
+        each = gradient / (size[2] * size[3]) if share is None else gradient * share.to(gradient.dtype)
+        _give(gradients, self.source, _copy(each.expand(size)))
 
 
 class Concatenation(Step):
     """Of the channels of several values."""
 
-    def forward(self, values: list[Any], save: bool) -> tuple[Any, Any]:
+    def forward(self, values: list[Any], save: bool, frame: Frame | None = None) -> tuple[Any, Any]:
         parts = [values[source] for source in self.sources]
         return _channels_last(torch.cat(parts, 1)), [part.shape[1] for part in parts]
 
@@ -180,7 +286,7 @@ class Autograd(Step):
         self.run = run
         self.in_place = in_place
 
-    def forward(self, values: list[Any], save: bool) -> tuple[Any, Any]:
+    def forward(self, values: list[Any], save: bool, frame: Frame | None = None) -> tuple[Any, Any]:
         given = {source: values[source] for source in self.sources}
         moving = {s: v for s, v in given.items() if save and isinstance(v, Tensor) and v.is_floating_point()}
         leaves = {s: v.detach().requires_grad_() for s, v in moving.items()}

@@ -11,7 +11,7 @@ import copy
 import math
 import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from advcam_fast.models import steps
 from advcam_fast.models.convolution import padding_rule
+from advcam_fast.models.ragged import Frame, Region, Size, regions
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RECTIFIERS = (F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_", F.relu6)
@@ -37,16 +38,27 @@ class Tape:
         self.dtype = dtype
         self.backward_dtype = backward_dtype or dtype
         self.steps, self.values, self.output = _Compiler(graph, dtype, self.backward_dtype).compiled()
+        self._regions: dict[Size, list[Region | None]] = {}
         self.unknown = Counter(step.name for step in self.steps if isinstance(step, steps.Autograd))
 
+    def frame(self, sizes: Sequence[Size], device: torch.device) -> Frame:
+        """How images of these sizes lie in one canvas and in the features; raises Unplaceable."""
+        for size in set(sizes) - self._regions.keys():
+            self._regions[size] = regions(self.steps, self.values, self.output, size)
+        return Frame([self._regions[size] for size in sizes], self.output, device)
+
     @torch.no_grad()
-    def forward(self, images: Tensor, save: bool) -> tuple[Tensor, list[Any]]:
-        """[B, 3, H, W] -> features, and what `gradient` needs (empty without save)."""
+    def forward(self, images: Tensor, save: bool, frame: Frame | None = None) -> tuple[Tensor, list[Any]]:
+        """[B, 3, H, W] -> features, and what `gradient` needs (empty without save).
+
+        frame: where in the canvas each image is, if they are of different sizes; the features are then right where
+        `frame.of(output)` says, and anything elsewhere.
+        """
         values: list[Any] = [None] * self.values
         values[0] = images
         saved: list[Any] = []
         for step in self.steps:
-            values[step.output], kept = step.forward(values, save)
+            values[step.output], kept = step.forward(values, save, frame)
             saved.append(kept)
             for index in step.last_use:
                 values[index] = None
@@ -54,7 +66,10 @@ class Tape:
 
     @torch.no_grad()
     def gradient(self, saved: list[Any], gradient: Tensor) -> Tensor:
-        """dJ/d(features) -> dJ/d(images), of the images' dtype; may be called again for another gradient."""
+        """dJ/d(features) -> dJ/d(images), of the images' dtype; may be called again for another gradient.
+
+        After a forward pass with a frame: zero outside the items, as the gradient that is given must be.
+        """
         gradients: list[Any] = [None] * self.values
         own = gradient.to(self.backward_dtype, memory_format=torch.channels_last)
         gradients[self.output] = own.clone(memory_format=torch.channels_last) if own is gradient else own
@@ -121,8 +136,11 @@ class _Compiler:
         elif kind in _ADDITIONS and self._plain_pair(node):
             first, second = (self.index[source] for source in node.all_input_nodes)
             self.steps.append(steps.Addition(first, second, self._name(node)))
-        elif type(kind) is nn.MaxPool2d and not kind.return_indices:
-            self.steps.append(steps.MaxPool(self.index[node.all_input_nodes[0]], self._name(node), kind))
+        elif self._is_map(node) and (pooling := _pooling(node, kind)) is not None:
+            source = self.index[node.all_input_nodes[0]]
+            self.steps.append(steps.pool(source, self._name(node), pooling))
+        elif (keepdim := self._global_mean(node, kind)) is not None:
+            self.steps.append(steps.GlobalMean(self.index[node.all_input_nodes[0]], self._name(node), keepdim))
         elif kind is torch.cat and _dimension(node) == 1 and self._is_map(node) and _distinct(node.args[0]):
             sources = tuple(self.index[source] for source in node.all_input_nodes)
             self.steps.append(steps.Concatenation(sources, self._name(node)))
@@ -145,6 +163,22 @@ class _Compiler:
         """A constant or a layer of the graph, which is in float64, as the forward pass takes it."""
         floating = isinstance(weights, nn.Module) or (isinstance(weights, Tensor) and weights.is_floating_point())
         return weights.to(self.dtypes[0]) if floating else weights
+
+    def _global_mean(self, node: fx.Node, kind: Any) -> bool | None:
+        """Whether the mean over all positions of a map keeps its dimensions; None where this is no such mean."""
+        if not node.all_input_nodes or not self._is_map(node.all_input_nodes[0]):
+            return None
+        arguments = [*node.args[1:], *node.kwargs.values()]
+        if kind is F.adaptive_avg_pool2d:
+            return True if arguments in ([1], [(1, 1)], [[1, 1]]) else None
+        if type(kind) is nn.AdaptiveAvgPool2d:
+            return True if kind.output_size in (1, (1, 1)) else None
+        named = set(node.kwargs) <= {"dim", "keepdim"}
+        if kind not in ("mean", torch.mean) or not named or not 1 <= len(arguments) <= 2:
+            return None
+        keepdim = arguments[1] if len(arguments) == 2 else False
+        over = arguments[0] if isinstance(arguments[0], (list, tuple)) else ()
+        return bool(keepdim) if sorted(side % 4 for side in over) == [2, 3] and isinstance(keepdim, bool) else None
 
     def _writes(self, node: fx.Node) -> bool:
         kind = self._kind(node)
@@ -224,6 +258,18 @@ def _ceiling(node: fx.Node, kind: Any) -> float | None:
     if type(kind) is nn.Hardtanh and kind.min_val == 0:
         return float(kind.max_val)
     return None
+
+
+def _pooling(node: fx.Node, kind: Any) -> nn.MaxPool2d | nn.AvgPool2d | None:
+    """The layer that a node is, or that stands for the function it calls; None for another, or two results."""
+    if kind in (F.max_pool2d, F.avg_pool2d) and len(node.all_input_nodes) == 1 and node.args:
+        made = nn.MaxPool2d if kind is F.max_pool2d else nn.AvgPool2d
+        if len(node.args) > (5 if made is nn.MaxPool2d else 7):  # from there on the two have another order
+            return None
+        kind = made(*node.args[1:], **node.kwargs)  # type: ignore[arg-type]
+    if type(kind) is nn.MaxPool2d and not kind.return_indices:
+        return kind
+    return kind if type(kind) is nn.AvgPool2d else None
 
 
 def _dimension(node: fx.Node) -> Any:
