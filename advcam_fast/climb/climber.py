@@ -50,6 +50,8 @@ class Executor(Protocol):
     def executor(self) -> str: ...  # in words, for the log
     @property
     def ragged(self) -> bool: ...  # whether it takes images of different sizes at once
+    @property
+    def bytes_per_pixel(self) -> float | None: ...  # of memory, by pixel of the input, where it is known
 
 
 class Look(Protocol):

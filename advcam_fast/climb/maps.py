@@ -14,11 +14,13 @@ from advcam_fast.climb.climber import Ascent, Climbed, Climber, Model
 from advcam_fast.climb.config import ClimbConfig
 from advcam_fast.climb.grad_climber import GradClimber
 from advcam_fast.climb.plan import Batch, View, padded_size, plan_batches
-from advcam_fast.data.images import resize_image
+from advcam_fast.climb.views import Views
 from advcam_fast.errors import UsageError
 from advcam_fast.models import CamModel, Classifier, GradCamModel
+from advcam_fast.models.footprint import available_bytes
+from advcam_fast.models.ragged import Size
 
-LARGEST_VIEW = 25_000_000  # pixels: beyond, a flip pair needs tens of gigabytes, and the system would end the run
+KEPT_BY_KERNELS = 2.0  # memory that a climb takes for each byte of its tensors; benchmarks/memory.py: 1.8 to 2.0
 GPU_PAIRS = 64  # pairs of one batch on a GPU to begin with; halved when memory runs out, and remembered
 
 NO_POSITIVE_SCORE = "no_positive_score"
@@ -72,27 +74,29 @@ class MapMaker(Generic[Model]):
         check_images(images, labels, self.model.num_classes)
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
         ragged = self.climber.features.ragged and self.max_pairs > 1
+        batches = plan_batches(sizes, [len(own) for own in labels], self.config, ragged)
+        on_gpu = self.device.type == "cuda"  # on a CPU the climb has all cores
         climbed: dict[View, Climbed] = {}
-        for batch in plan_batches(sizes, [len(own) for own in labels], self.config, ragged):
-            climbed.update(self._climb(batch, images, labels))
+        with Views(images, self.config, [view for batch in batches for view in batch.views] if on_gpu else ()) as views:
+            for batch in batches:
+                climbed.update(self._climb(batch, views, labels))
         return [self._merge(index, sizes[index], labels[index], climbed) for index in range(len(images))]
 
-    def _climb(
-        self, batch: Batch, images: Sequence[Tensor], labels: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[View, Climbed]]:
-        """Climbs a batch in parts of at most max_pairs pairs; when a GPU's memory runs out, in smaller ones."""
+    def _climb(self, batch: Batch, views: Views, labels: Sequence[Sequence[int]]) -> Iterator[tuple[View, Climbed]]:
+        """Climbs a batch in parts that fit in memory; when a GPU's runs out all the same, in smaller ones."""
         each = len(labels[batch.views[0].image])
-        most = max(1, self.max_pairs // each)
+        pairs = self._fitting([views.size(view) for view in batch.views])
+        most = max(1, pairs // each)
         if len(batch.views) > most:
             for at in range(0, len(batch.views), most):
-                yield from self._climb(batch._replace(views=batch.views[at : at + most]), images, labels)
+                yield from self._climb(batch._replace(views=batch.views[at : at + most]), views, labels)
             return
-        views = [self._resized(images[view.image], view.scale) for view in batch.views]
+        resized = [views.resized(view) for view in batch.views]
         classes = torch.tensor([list(labels[view.image]) for view in batch.views], device=self.device)
         try:
-            done = self.climber.climb(views, classes, batch.steps, self.max_pairs)
+            done = self.climber.climb(resized, classes, batch.steps, pairs)
         except torch.cuda.OutOfMemoryError:
-            at_once = min(self.max_pairs, len(batch.views) * each)
+            at_once = min(pairs, len(batch.views) * each)
             if at_once == 1:
                 raise
             self.max_pairs = at_once // 2
@@ -101,14 +105,23 @@ class MapMaker(Generic[Model]):
                 yield view, done.of(i)
             return
         torch.cuda.empty_cache()
-        yield from self._climb(batch, images, labels)
+        yield from self._climb(batch, views, labels)
 
-    def _resized(self, image: Tensor, scale: int) -> Tensor:
-        height, width = image.shape[1:]
-        factor = self.config.factor(self.config.scales[scale], height, width)
-        if height * width * factor**2 > LARGEST_VIEW:
-            raise RuntimeError(f"scaled by {factor:g} it is over the limit of {LARGEST_VIEW:,} pixels")
-        return resize_image(image, factor)
+    def _fitting(self, sizes: Sequence[Size]) -> int:
+        """How many pairs of these views fit in the memory that is there, max_pairs at most.
+
+        Raises MemoryError, before the system does worse, where there is too little for one.
+        """
+        rate, free = self.climber.features.bytes_per_pixel, available_bytes(self.device)
+        if rate is None or free is None:
+            return self.max_pairs
+        height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+        needed = KEPT_BY_KERNELS * rate * self.climber.members * height * width
+        if needed > free:
+            raise MemoryError(
+                f"to climb it at {width} x {height} takes about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+            )
+        return min(self.max_pairs, int(free / needed))
 
     def _merge(
         self, image: int, size: tuple[int, int], labels: Sequence[int], climbed: dict[View, Climbed]

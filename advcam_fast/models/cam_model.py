@@ -75,7 +75,7 @@ class Classifier:
         wide = dtype or (torch.float64 if reference.dtype == torch.float64 else torch.float32)
         mean = torch.tensor(self.mean, dtype=wide, device=reference.device).view(3, 1, 1)
         std = torch.tensor(self.std, dtype=wide, device=reference.device).view(3, 1, 1)
-        pixels = images.to(reference.device).to(wide, memory_format=torch.channels_last)
+        pixels = images.to(reference.device, non_blocking=True).to(wide, memory_format=torch.channels_last)
         return pixels.div_(255).sub_(mean).div_(std)
 
     def predict(self, images: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from advcam_fast.errors import UsageError, first_line
 from advcam_fast.models.cam_model import Features
 from advcam_fast.models.folding import check_same, folded, probe_of
+from advcam_fast.models.footprint import peak_bytes
 from advcam_fast.models.heap import give_back_free_memory, keep_freed_memory
 from advcam_fast.models.ragged import Frame, Size, Unplaceable, within
 from advcam_fast.models.tape import Tape
@@ -27,6 +29,7 @@ class FrozenFeatures(nn.Module):
         self.network = network
         self.executor = executor
         self.ragged = ragged  # whether it takes images of different sizes at once
+        self.bytes_per_pixel: float | None = None  # that a pass and its gradient hold, by pixel of the input; if known
 
     def forward(self, images: Tensor, frame: Frame | None = None) -> Tensor:
         """[B, 3, H, W] -> [B, K, h, w]. frame: of `frame`, where the images are of different sizes."""
@@ -81,13 +84,26 @@ def _frozen(
         network = folded(network)
         alone = _check_tape(original, network, ragged)
         tape = Tape(network, dtype, backward_dtype)
-        probed, saved = tape.forward(probe_of(network).to(dtype), save=True)  # may the dtype run at all?
-        tape.gradient(saved, probed)
-        return FrozenFeatures(_OnTape(tape), _described(tape) + alone, ragged and not alone)
+        frozen = FrozenFeatures(_OnTape(tape), _described(tape) + alone, ragged and not alone)
+        _measure(frozen, probe_of(network).to(dtype))  # also: may the dtype run at all?
+        return frozen
     except Exception as error:  # a user's network may fail to trace or to run in any way at all
         done = "folded, no tape" if isinstance(network, fx.GraphModule) else "frozen, not folded"
         executor = f"{done}: {type(error).__name__}: {first_line(error)}"
-    return FrozenFeatures(network.to(dtype).to(memory_format=torch.channels_last), executor)
+    frozen = FrozenFeatures(network.to(dtype).to(memory_format=torch.channels_last), executor)
+    with contextlib.suppress(Exception):  # it is told where it is climbed
+        _measure(frozen, probe_of(network).to(dtype))
+    return frozen
+
+
+def _measure(frozen: FrozenFeatures, probe: Tensor) -> None:
+    def run() -> None:
+        image = probe.clone().requires_grad_()
+        features = frozen(image)
+        torch.autograd.grad(features, image, torch.ones_like(features))
+
+    with torch.enable_grad():
+        frozen.bytes_per_pixel = peak_bytes(run) / probe[0, 0].numel()
 
 
 def _described(tape: Tape) -> str:

@@ -32,6 +32,7 @@ class LayerTap(nn.Module):
     """A network that hands out one layer's output with its logits; `executor` says so in words, for the log."""
 
     ragged = False  # one size at a time
+    bytes_per_pixel: float | None = None  # not known: the part behind the layer does not grow with the image
 
     def __init__(
         self,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,9 +16,10 @@ from advcam_fast.climb import MapMaker, MapResult
 from advcam_fast.data import Dataset, ImageError, Item, read_image, resize_image
 from advcam_fast.errors import StoppedError, UsageError, first_line
 from advcam_fast.models import Classifier
-from advcam_fast.store import RunFolder
+from advcam_fast.store import RunFolder, StoreError
 
 GPU_IMAGES = 32  # images planned together on a GPU, so that batches of equal size can be found among them
+WRITTEN_LATER = 8  # maps that may wait for the disk
 PREDICT_SIDE = 256  # pixels of the short side when classes are predicted: what ImageNet classifiers are tested at
 PREDICT_LONGEST = 4096  # no image is enlarged beyond this: a strip of 20000 x 10 would become one of 512000 x 256
 NO_LABELS = "no_labels"
@@ -90,17 +92,46 @@ def label_dataset(
     todo = [item for item in dataset.items if item.id not in done]
     total, finished = len(dataset.items), len(dataset.items) - len(todo)
     size = GPU_IMAGES if maker.device.type == "cuda" else 1
-    for chunk in _loaded(todo, size):
-        for item, outcome in _label_chunk(chunk, maker, rule, class_indices):
-            reason = outcome if isinstance(outcome, str) else ""
-            names = _names(outcome.classes.tolist(), maker.model) if isinstance(outcome, MapResult) else []
-            if isinstance(outcome, MapResult):
-                flags = outcome.flags if names else (NO_LABELS,)
-                run.finish(item.id, _arrays(outcome, full), flags=flags, labels=names)
-            else:
-                run.fail(item.id, reason, labels=item.labels or ())
-            finished += 1
-            report(Progress(item.id, finished, total, reason))
+    found = (pair for chunk in _loaded(todo, size) for pair in _label_chunk(chunk, maker, rule, class_indices))
+    broken: list[StoreError] = []
+
+    def write(item: Item, outcome: MapResult | str) -> str:
+        if broken:  # after one that fails there is no other
+            raise broken[0]
+        try:
+            return _write(run, item, outcome, maker.model, full)
+        except StoreError as error:
+            broken.append(error)
+            raise
+
+    for item, reason in _written(found, write):
+        finished += 1
+        report(Progress(item.id, finished, total, reason))
+
+
+def _write(run: RunFolder, item: Item, outcome: MapResult | str, model: Classifier, full: bool) -> str:
+    """Puts an item's maps, or why there are none, into the run; returns the reason."""
+    if isinstance(outcome, str):
+        run.fail(item.id, outcome, labels=item.labels or ())
+        return outcome
+    names = _names(outcome.classes.tolist(), model)
+    run.finish(item.id, _arrays(outcome, full), flags=outcome.flags if names else (NO_LABELS,), labels=names)
+    return ""
+
+
+def _written(
+    found: Iterable[tuple[Item, MapResult | str]], write: Callable[[Item, MapResult | str], str]
+) -> Iterator[tuple[Item, str]]:
+    """Every item once it is written, in order; others are climbed meanwhile, a few ahead at most."""
+    waiting: deque[tuple[Item, Future[str]]] = deque()
+    with ThreadPoolExecutor(1) as pool:
+        for item, outcome in found:
+            waiting.append((item, pool.submit(write, item, outcome)))
+            while waiting and (len(waiting) > WRITTEN_LATER or waiting[0][1].done()):
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for item, future in waiting:
+            yield item, future.result()
 
 
 def _loaded(items: Sequence[Item], size: int) -> Iterator[list[_Loaded]]:
