@@ -118,6 +118,15 @@ def climb_rows(device: str, quick: bool) -> Iterator[Row]:
         for pairs in (2,) if quick else (1, 4, 16, 64):
             row = {"implementation": "climber", "dtype": dtype, "pairs": pairs}
             yield guarded_row(row, lambda c=climber, p=pairs: time_climb(c, views[:p], label, device), device)
+    pairs = 2 if quick else 16
+    launched = Climber(model, replace(paper, dtype="bf16"))
+    launched.replay.wanted = False
+    row = {"implementation": "climber, no graphs", "dtype": "bf16", "pairs": pairs}
+    yield guarded_row(row, lambda: time_climb(launched, views[:pairs], label, device), device)
+    ragged = Climber(model, replace(paper, dtype="bf16"), ragged=True)
+    mixed = [view[:, : height - index % 7, : width - 2 * (index % 5)] for index, view in enumerate(views[:pairs])]
+    row = {"implementation": "climber, sizes mixed", "dtype": "bf16", "pairs": pairs}
+    yield guarded_row(row, lambda: time_climb(ragged, mixed, label, device), device)
     for dtype in ("bf16", "fp32"):
         config = replace(paper, dtype=dtype, **({"steps": 2, "steps_at_scale": {}} if quick else {}))
         images = list(views[: 2 if quick else 8])
@@ -137,11 +146,12 @@ def time_plain(model: CamModel, view: torch.Tensor, label: int, device: str) -> 
     return {"seconds_per_step": call_seconds(step, device)}
 
 
-def time_climb(climber: Climber, views: torch.Tensor, label: int, device: str) -> Row:
+def time_climb(climber: Climber, views: torch.Tensor | list[torch.Tensor], label: int, device: str) -> Row:
     pairs = len(views)
     labels = torch.full((pairs, 1), label, device=device)
     result = climber.climb(views, labels, STEPS + 1, pairs)
     assert bool(result.total.isfinite().all()), "the maps are not finite"
+    assert not climber.replay.problem, climber.replay.problem
     # STEPS + 1 maps are STEPS whole steps and one forward pass more, which is taken off.
     forward = call_seconds(lambda: climber.climb(views, labels, 1, pairs), device, 3)
     whole = call_seconds(lambda: climber.climb(views, labels, STEPS + 1, pairs), device, 3)

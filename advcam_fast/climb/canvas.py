@@ -25,6 +25,7 @@ class Canvas:
         regions = self.frame.of(self.frame.output)
         assert regions is not None
         self.regions = regions  # of the features, all at the top left
+        self._positions = torch.tensor([r.height * r.width for r in regions[::members]]).to(device)
         self._places: dict[Size, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 
     def of(self, pairs: Sequence[int]) -> Canvas:
@@ -64,8 +65,7 @@ class Canvas:
 
     def mean_weight(self, weight: Tensor, logits: Tensor) -> Tensor:
         """[P, C] weights of means over the whole canvas -> of means over each pair's own positions."""
-        positions = torch.tensor([height * width for height, width in self.map_sizes], dtype=weight.dtype)
-        return weight * (logits.shape[2] * logits.shape[3] / positions).to(weight.device)[:, None]
+        return weight * (logits.shape[2] * logits.shape[3] / self._positions.to(weight.dtype))[:, None]
 
     def _placed(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Inside [B, h, w] before and after the mirror images are moved, and the rows [B * h * w] that come there."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from advcam_fast import ops
 from advcam_fast.climb.canvas import Canvas
 from advcam_fast.climb.config import DTYPES, ClimbConfig
+from advcam_fast.climb.replay import Replay
 from advcam_fast.models import CamModel, Classifier, FrozenFeatures, freeze
 from advcam_fast.models.ragged import Size
 
@@ -78,6 +79,7 @@ class Ascent(Generic[Model]):
         self.members = 2 if config.flip else 1
         self.network_dtype, self.gradient_dtype = DTYPES[config.dtype]
         self.acc = torch.float64 if config.dtype == "fp64" else torch.float32
+        self.replay = Replay(model.reference.device)
 
     def climb(self, views: Tensor | Sequence[Tensor], labels: Tensor, steps: int, max_pairs: int) -> Climbed:
         """Climbs every label of every view, at most `max_pairs` pairs at once.
@@ -152,20 +154,26 @@ class Ascent(Generic[Model]):
         """Maps 1 to steps - 1 of some pairs, added to the initial ones; the last map needs no backward pass."""
         image = start.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         seen = self._network_input(image)
+        rounded = seen if self.network_dtype != self.acc else None  # else one memory with the image
         total = initial.clone()
-        steepest = []
-        for step in range(1, steps):
-            last = step == steps - 1
-            seen.requires_grad_(not last)
-            forward = self._forward(seen, not last, canvas)
-            look = self._look(forward, head, clean)
-            ops.cam_accumulate([self._gathered(look)], total)
-            if last:
-                break
-            g = self._image_gradient(forward, seen, look, head, False)
-            image, seen = image.detach(), seen.detach()  # one memory where the network runs in the image's dtype
-            rounded = seen if self.network_dtype != self.acc else None
-            steepest.append(ops.climb_step(image, g, self.config.step_size, self.members, rounded))
+
+        def look(gradient: bool) -> tuple[Any, Any]:
+            seen.requires_grad_(gradient)
+            forward = self._forward(seen, gradient, canvas)
+            found = self._look(forward, head, clean)
+            ops.cam_accumulate([self._gathered(found)], total)
+            return forward, found
+
+        def climb() -> Tensor:
+            forward, found = look(True)
+            g = self._image_gradient(forward, seen, found, head, False)
+            seen.requires_grad_(False)
+            return ops.climb_step(image, g, self.config.step_size, self.members, rounded)
+
+        steepest = [climb()] if steps > 2 else []
+        again = self.replay.recorded(climb, steps - 3)
+        steepest += [again() for _ in range(steps - 3)]
+        look(False)  # of the last image only the map is wanted
         return total, torch.stack(steepest, 1) if steepest else initial.new_empty(len(initial), 0)
 
     def _head(self, own: Tensor, present: Tensor, canvas: Canvas | None) -> Any:

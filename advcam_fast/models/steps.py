@@ -69,7 +69,7 @@ def _canvas(tensor: Tensor) -> tuple[int, int]:
 
 
 def _hidden(tensor: Tensor, outside: Tensor | None, fill: float = 0.0) -> Tensor:
-    return tensor if outside is None else tensor.masked_fill(outside, fill)
+    return tensor if outside is None else _copy(tensor).masked_fill_(outside, fill)  # masked_fill loses the layout
 
 
 def _hide(gradient: Tensor, outside: Tensor | None) -> Tensor:

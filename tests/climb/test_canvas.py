@@ -74,6 +74,16 @@ def test_what_surrounds_an_image_takes_no_part():
         assert torch.allclose(result.full, alone.full, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "mixed"])
+def test_every_dtype_takes_them(dtype):
+    """oneDNN and its layouts, behind a maximum over windows."""
+    config = dataclasses.replace(PAPER64, dtype=dtype, steps=3, scales=(1.0,), steps_at_scale={})
+    model = random_model("resnet18")
+    images = [tensor(photo(23, 31)), tensor(photo(22, 29, 1))]
+    results = MapMaker(model, config, max_pairs=4).compute(images, [[1], [1]])
+    assert all(result.full.any() and result.flags == () for result in results)
+
+
 def test_float32_batches_differ_by_rounding_alone():
     model, config = tiny(), dataclasses.replace(PAPER64, dtype="fp32", steps=2, steps_at_scale={})
     images, labels = cases(model)
