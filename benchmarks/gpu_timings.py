@@ -36,8 +36,9 @@ def implementations(case: Case, device: str, compiled: bool) -> dict[str, Callab
     if device == "cuda" and backend_of(device) == "native" and has_triton():
         from advcam_fast.ops import triton
 
-        found["triton"] = lambda _: getattr(triton, case.stem)
-    if compiled:
+        if hasattr(triton, case.stem):
+            found["triton"] = lambda _: getattr(triton, case.stem)
+    if compiled and case.compiles:
         torch.compiler.reset()
         found["compiled"] = lambda arguments: torch.compile(case.eager(arguments), dynamic=False)
     return found

@@ -55,7 +55,8 @@ void random_walk(py::handle maps_, py::handle guide_, py::handle out_, int64_t r
   TensorView maps("maps", maps_), guide(color ? "images" : "boundary", guide_), out("out", out_);
   const RandomWalk call = walk_of(maps, guide, out, radius, scale, steps, restart, color);
   if (maps.numel == 0) return;
-  dispatch(call, maps, workspace, random_walk_workspace(call), stream, threads, &cpu::random_walk, nullptr);
+  dispatch(call, maps, workspace, random_walk_workspace(call), stream, threads, &cpu::random_walk,
+           CUDA_LAUNCHER(random_walk));
 }
 
 void random_walk_backward(py::handle gradient_, py::handle maps_, py::handle guide_, py::handle maps_gradient_,

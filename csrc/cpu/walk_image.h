@@ -105,17 +105,22 @@ ADVCAM_INLINE void lower(T* __restrict to, const T* __restrict from, int64_t n) 
   for (int64_t i = 0; i < n; ++i) to[i] = from[i] < to[i] ? from[i] : to[i];
 }
 template <class T>
-ADVCAM_INLINE void add_to(T* __restrict to, const T* __restrict a, const T* __restrict b, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) to[i] += a[i] + b[i];
+ADVCAM_INLINE void add_to(double* __restrict to, const T* __restrict a, const T* __restrict b, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] += static_cast<double>(a[i]) + b[i];
 }
 template <class T>
-ADVCAM_INLINE void invert(T* __restrict sum, T* __restrict inverse, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) inverse[i] = T(1) / (T(1) + sum[i]), sum[i] *= inverse[i];
+ADVCAM_INLINE void divide(const double* __restrict sum, T* __restrict inverse, T* __restrict moving, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const double one = 1 / (1 + sum[i]);
+    inverse[i] = static_cast<T>(one), moving[i] = static_cast<T>(sum[i] * one);
+  }
 }
-#define WALK_IMAGE(T)                                                                               \
-  ADVCAM_CLONES static void lower_(T* to, const T* from, int64_t n) { lower(to, from, n); }         \
-  ADVCAM_CLONES static void add_(T* to, const T* a, const T* b, int64_t n) { add_to(to, a, b, n); } \
-  ADVCAM_CLONES static void invert_(T* sum, T* inverse, int64_t n) { invert(sum, inverse, n); }
+#define WALK_IMAGE(T)                                                                                    \
+  ADVCAM_CLONES static void lower_(T* to, const T* from, int64_t n) { lower(to, from, n); }              \
+  ADVCAM_CLONES static void add_(double* to, const T* a, const T* b, int64_t n) { add_to(to, a, b, n); } \
+  ADVCAM_CLONES static void divide_(const double* sum, T* inverse, T* moving, int64_t n) {               \
+    divide(sum, inverse, moving, n);                                                                     \
+  }
 WALK_IMAGE(float)
 WALK_IMAGE(double)
 #undef WALK_IMAGE
@@ -156,21 +161,21 @@ class WalkImage {
       const T* b = guide(item);
       for (int64_t y = first; y < last; ++y)
         for (int64_t x = 0; x < frame.width; ++x)
-          open.row(y)[x] = std::pow(T(1) - b[y * frame.width + x], static_cast<T>(call.scale));
+          open.row(y)[x] = static_cast<T>(std::pow(1.0 - b[y * frame.width + x], call.scale));
       team.wait();
     }
     for (int64_t y = first; y < last; ++y)
       for (int64_t p = 0; p < planes; ++p) call.color ? color_row(item, y, p) : boundary_row(y, p);
     team.wait();
+    std::vector<double> sum(frame.columns);  // S - 1: an error here would be made again by every step
     for (int64_t y = first; y < last; ++y) {
-      T* sum = moving.row(y);
-      std::fill_n(sum, frame.columns, T(0));
+      std::fill(sum.begin(), sum.end(), 0.0);
       for (int64_t p = 0; p < planes; ++p) {
         const T* ahead = affinity.row(y) + p * frame.pitch;
         const Offset d = stencil.half[p];
-        add_(sum, ahead, affinity.row(y - d.y) + p * frame.pitch - d.x, frame.columns);
+        add_(sum.data(), ahead, affinity.row(y - d.y) + p * frame.pitch - d.x, frame.columns);
       }
-      invert_(sum, inverse.row(y), frame.columns);
+      divide_(sum.data(), inverse.row(y), moving.row(y), frame.columns);
     }
     team.wait();
   }

@@ -24,6 +24,8 @@ POISONED = {
     "cam_accumulate": "total",
     "masked_relu": "x",
     "masked_relu_backward": "gradient",
+    "random_walk": "maps",
+    "color_walk": "maps",
 }
 Results = dict[str, Tensor]
 
