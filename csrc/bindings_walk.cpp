@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "centroid_walk.h"
 #include "dispatch.h"
 #include "random_walk.h"
 #include "tensor_view.h"
@@ -74,6 +75,29 @@ void random_walk_backward(py::handle gradient_, py::handle maps_, py::handle gui
   call.gradient = gradient.data, call.maps_gradient = maps_gradient.data, call.guide_gradient = guide_gradient.data;
   dispatch(call, maps, py::none(), 0, {}, threads, &cpu::random_walk_backward, nullptr);
 }
+
+void centroid_walk(py::handle displacement_, py::handle centroids_, py::handle labels_, int64_t steps, double threshold,
+                   py::handle workspace, Stream stream, int threads) {
+  TensorView displacement("displacement", displacement_), centroids("centroids", centroids_), labels("labels", labels_);
+  CentroidWalk call{};
+  call.dtype = displacement.dtype({DType::f32, DType::f64});
+  if (displacement.ndim != 4 || displacement.shape[1] != 2)
+    throw py::value_error("displacement: shape " + displacement.shape_text() +
+                          " came, wanted is (batch, 2, height, width)");
+  call.batch = displacement.shape[0], call.height = displacement.shape[2], call.width = displacement.shape[3];
+  if (call.height * call.width >= int64_t(1) << 31)
+    throw py::value_error("displacement: shape " + displacement.shape_text() +
+                          " came, wanted are fewer than 2^31 pixels");
+  displacement.contiguous(), centroids.dtype({call.dtype}), centroids.same_layout_as(displacement);
+  labels.integer64(), labels.has_shape({call.batch, call.height, call.width});
+  labels.contiguous(), labels.on_device_of(displacement), labels.writable(), centroids.writable();
+  if (steps < 0) throw py::value_error("steps: " + std::to_string(steps) + " came, wanted is 0 or more");
+  if (displacement.numel == 0) return;
+  call.displacement = displacement.data, call.centroids = centroids.data;
+  call.labels = static_cast<int64_t*>(labels.data), call.steps = steps, call.threshold = threshold;
+  dispatch(call, displacement, workspace, call.batch * cuda::kCentroidWalkParts * call.height * call.width, stream,
+           threads, &cpu::centroid_walk, CUDA_LAUNCHER(centroid_walk));
+}
 }  // namespace
 
 void bind_walk(py::module_& m) {
@@ -92,5 +116,10 @@ void bind_walk(py::module_& m) {
         "The gradient of random_walk, into arrays that are given; CPU only; see csrc/random_walk.h.", arg("gradient"),
         arg("maps"), arg("guide"), arg("maps_gradient"), arg("guide_gradient"), arg("radius"), arg("scale"),
         arg("steps"), arg("restart"), arg("color"), arg("num_threads") = 0);
+  m.attr("centroid_walk_workspace") = cuda::kCentroidWalkParts;
+  m.def("centroid_walk", &centroid_walk,
+        "The kernel of advcam_fast.ops.centroid_walk, into arrays that are given; see csrc/centroid_walk.h.",
+        arg("displacement"), arg("centroids"), arg("labels"), arg("steps"), arg("threshold"), arg("workspace") = none,
+        arg("stream") = none, arg("num_threads") = 0);
 }
 }  // namespace advcam

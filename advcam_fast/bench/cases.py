@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -184,6 +185,41 @@ def _color_walk(source: Source, pairs: int) -> Arguments:
     return {"maps": maps, "images": images, "radius": 5, "sigma": 30.0, "steps": 32, "restart": 0.0}
 
 
+def _wells(source: Source, pairs: int) -> Arguments:
+    """A field that leads to a dozen centres, which lie elsewhere for each of the pairs."""
+    size = (source.side(94), source.side(125))
+    moves = []
+    for axis, count in ((0, 3), (1, 4)):
+        period = size[axis] / count
+        at = torch.arange(size[axis], device=source.device) + source.uniform(pairs, 1) * period
+        move = torch.sin(at * (2 * math.pi / period)) * (period / (4 * math.pi))
+        moves.append((move[:, :, None] if axis == 0 else move[:, None]).expand(-1, *size))
+    return {"displacement": torch.stack(moves, 1), "steps": 300, "threshold": 1.0}
+
+
+def _numpy_steps(arguments: Arguments) -> Callable[..., Any]:
+    """As released: the steps in NumPy on the CPU, image by image; the labels are the reference's."""
+    height, width = arguments["displacement"].shape[-2:]
+
+    def steps_of(field: Any, steps: int) -> Any:
+        y, x = (a.astype(field.dtype) for a in np.mgrid[:height, :width])
+        for _ in range(steps):
+            (top, left), (bottom, right) = ((f(y).astype(int), f(x).astype(int)) for f in (np.floor, np.ceil))
+            up, across = y - top.astype(y.dtype), x - left.astype(x.dtype)
+            weights = (up * across, (1 - up) * across, up * (1 - across), (1 - up) * (1 - across))
+            corners = ((bottom, right), (top, right), (bottom, left), (top, left))
+            moves = [sum(f[at] * weight for at, weight in zip(corners, weights, strict=True)) for f in field]
+            y, x = np.clip(y + moves[0], 0, height - 1), np.clip(x + moves[1], 0, width - 1)
+        return np.stack([y, x])
+
+    def run(displacement: Tensor, steps: int, threshold: float) -> tuple[Tensor, Tensor]:
+        walked = np.stack([steps_of(field, steps) for field in displacement.cpu().numpy()])
+        centroids = torch.from_numpy(walked).to(displacement.device)
+        return centroids, reference.labels_at(centroids, displacement, threshold)
+
+    return run
+
+
 CASES = (
     Case("climb_step", "375x500 fp32", _step(None)),
     Case("climb_step", "375x500 bf16 gradient", _step(torch.bfloat16)),
@@ -197,6 +233,7 @@ CASES = (
     Case("random_walk", "94x125 256 steps", _walk(94, 125), compiles=False),
     Case("random_walk", "32x42 against the dense power", _walk(32, 42), _dense_walk, compiles=False),
     Case("color_walk", "94x125 32 steps", _color_walk, compiles=False),
+    Case("centroid_walk", "94x125 300 steps", _wells, _numpy_steps, compiles=False),
 )
 
 
@@ -213,6 +250,8 @@ def outputs(stem: str, run: Callable[..., Any], arguments: Arguments) -> dict[st
         return {"gradient": arguments["gradient"] if result is None else result}
     if stem in ("random_walk", "color_walk"):
         return {"walked": result}
+    if stem == "centroid_walk":
+        return dict(zip(("centroids", "labels"), result, strict=True))
     written = {"image": arguments["image"], "largest": result}
     network_input = arguments["network_input"]
     return written if network_input is None else written | {"network_input": network_input}

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advcam_fast.ops.reference_walk import color_walk, random_walk  # noqa: F401
+from advcam_fast.ops.reference_walk import centroid_walk, color_walk, labels_at, random_walk  # noqa: F401
 
 
 def _per_group(values: Tensor, like: Tensor, group_size: int) -> Tensor:

@@ -91,3 +91,61 @@ def color_walk(
         distance = (colors - color(dy, dx)).square().sum(-3)
         affinity[dy, dx] = torch.exp(distance / (-2 * sigma**2)) * inside(dy, dx)
     return _walk(maps, affinity, radius, steps, restart)
+
+
+def centroid_walk(
+    displacement: Tensor,  # [..., 2, h, w]: dy, dx
+    steps: int = 300,
+    threshold: float = 2.5,
+) -> tuple[Tensor, Tensor]:
+    """(centroids [..., 2, h, w], labels [..., h, w]): each pixel moved along the field, and its centre's component."""
+    height, width = displacement.shape[-2:]
+    if displacement.numel() == 0:
+        return torch.empty_like(displacement), torch.zeros_like(displacement[..., 0, :, :], dtype=torch.int64)
+    field = displacement.flatten(-2)  # [..., 2, pixels]
+    grid = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")  # whole numbers: exact anywhere
+    start = torch.stack(grid).flatten(1).to(displacement)
+    y, x = (start[i].expand(field.shape[:-2] + field.shape[-1:]) for i in (0, 1))
+
+    def at(rows: Tensor, columns: Tensor) -> Tensor:
+        place = rows.nan_to_num().long() * width + columns.nan_to_num().long()
+        return field.gather(-1, place[..., None, :].expand_as(field))
+
+    for _ in range(steps):
+        up, across = (y - y.floor())[..., None, :], (x - x.floor())[..., None, :]
+        by = at(y.ceil(), x.ceil()) * up * across + at(y.floor(), x.ceil()) * (1 - up) * across
+        by = by + at(y.ceil(), x.floor()) * up * (1 - across)
+        by = by + at(y.floor(), x.floor()) * (1 - up) * (1 - across)
+        y, x = (y + by[..., 0, :]).clamp(0, height - 1), (x + by[..., 1, :]).clamp(0, width - 1)
+
+    centroids = torch.stack([y, x], -2).unflatten(-1, (height, width))
+    return centroids, labels_at(centroids, displacement, threshold)
+
+
+def labels_at(centroids: Tensor, displacement: Tensor, threshold: float) -> Tensor:  # [..., h, w]
+    """The component of weak displacement that each centroid, rounded, lies in."""
+    width = displacement.shape[-1]
+    weak = (displacement[..., 1, :, :].square() + displacement[..., 0, :, :].square()).sqrt() < threshold
+    row, column = (centroids[..., i, :, :].nan_to_num().round().long() for i in (0, 1))
+    numbers = _components(weak).flatten(-2).gather(-1, (row * width + column).flatten(-2)).view_as(row)
+    return torch.where(centroids.isnan().any(-3), 0, numbers)
+
+
+def _components(weak: Tensor) -> Tensor:  # bool [..., h, w] -> int64
+    """The 4-connected components, numbered from 1 by their first pixels in raster order; 0 elsewhere."""
+    height, width = weak.shape[-2:]
+    index = torch.arange(height * width, device=weak.device).view(height, width)
+    none = height * width
+    least, before = torch.where(weak, index, none), None
+    while before is None or not torch.equal(least, before):
+        before = least
+        around = F.pad(least, (1, 1, 1, 1), value=none)
+        near = [around[..., 1:-1, :-2], around[..., 1:-1, 2:], around[..., :-2, 1:-1], around[..., 2:, 1:-1]]
+        least = torch.where(weak, torch.stack([least, *near]).amin(0), none)
+        # and what the pixel has that this index names
+        flat = F.pad(least.flatten(-2), (0, 1), value=none)
+        least = flat.gather(-1, least.flatten(-2)).unflatten(-1, (height, width))
+    first = (least == index) & weak
+    number = first.flatten(-2).cumsum(-1)
+    named = number.gather(-1, least.flatten(-2).clamp(max=none - 1)).unflatten(-1, (height, width))
+    return torch.where(weak, named, 0)

@@ -91,6 +91,15 @@ class RandomWalkArguments(ctypes.Structure):
     ]
 
 
+class CentroidWalkArguments(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("displacement", "centroids", "labels")),
+        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "steps")),
+        ("threshold", ctypes.c_double),
+        ("dtype", ctypes.c_int),
+    ]
+
+
 ARGUMENTS = {  # in the order of argument_bytes in launchers.cpp
     "climb_step": ClimbStepArguments,
     "climb_loss": ClimbLossArguments,
@@ -98,6 +107,7 @@ ARGUMENTS = {  # in the order of argument_bytes in launchers.cpp
     "masked_relu": MaskedReluArguments,
     "masked_relu_backward": MaskedReluBackwardArguments,
     "random_walk": RandomWalkArguments,
+    "centroid_walk": CentroidWalkArguments,
 }
 
 
@@ -308,3 +318,27 @@ class Kernels:
         planes = sum(y * y + x * x < radius**2 and (y, x) > (0, 0) for y in range(radius) for x in reach)
         self.run("random_walk", arguments, _poison((batch, planes + 2 + labels, height, width), maps.dtype), device)
         return out
+
+    def centroid_walk(
+        self,
+        displacement: Tensor,  # [B, 2, h, w]
+        steps: int = 300,
+        threshold: float = 2.5,
+        device: int = 0,
+    ) -> tuple[Tensor, Tensor]:  # [B, 2, h, w], [B, h, w]
+        batch, _, height, width = displacement.shape
+        centroids = _poison(displacement.shape, displacement.dtype)
+        labels = torch.full((batch, height, width), -7)
+        arguments = CentroidWalkArguments(
+            displacement=_pointer(displacement),
+            centroids=_pointer(centroids),
+            labels=_pointer(labels),
+            batch=batch,
+            height=height,
+            width=width,
+            steps=steps,
+            threshold=threshold,
+            dtype=DTYPES.index(displacement.dtype),
+        )
+        self.run("centroid_walk", arguments, torch.full((batch, 2, height, width), -(2**30), dtype=torch.int32), device)
+        return centroids, labels

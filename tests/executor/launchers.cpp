@@ -1,5 +1,6 @@
 // The CUDA launchers on the CPU executor, as plain C functions for ctypes.
 #include "cam_accumulate.h"
+#include "centroid_walk.h"
 #include "climb_loss.h"
 #include "climb_step.h"
 #include "executor.h"
@@ -8,7 +9,7 @@
 
 extern "C" {
 
-// For the tests to compare with their own declarations of the arguments. [6]
+// For the tests to compare with their own declarations of the arguments. [7]
 void argument_bytes(int64_t* bytes) {
   bytes[0] = sizeof(advcam::ClimbStep);
   bytes[1] = sizeof(advcam::ClimbLoss);
@@ -16,6 +17,7 @@ void argument_bytes(int64_t* bytes) {
   bytes[3] = sizeof(advcam::MaskedRelu);
   bytes[4] = sizeof(advcam::MaskedReluBackward);
   bytes[5] = sizeof(advcam::RandomWalk);
+  bytes[6] = sizeof(advcam::CentroidWalk);
 }
 
 const char* climb_step(const advcam::ClimbStep* arguments, void* workspace, int device) {
@@ -40,6 +42,10 @@ const char* masked_relu_backward(const advcam::MaskedReluBackward* arguments, vo
 
 const char* random_walk(const advcam::RandomWalk* arguments, void* workspace, int device) {
   return advcam::cuda::random_walk(*arguments, workspace, device, nullptr);
+}
+
+const char* centroid_walk(const advcam::CentroidWalk* arguments, void* workspace, int device) {
+  return advcam::cuda::centroid_walk(*arguments, workspace, device, nullptr);
 }
 
 int64_t launch_count() { return static_cast<int64_t>(executor::launches.size()); }

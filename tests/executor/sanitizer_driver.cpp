@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cam_accumulate.h"
+#include "centroid_walk.h"
 #include "climb_loss.h"
 #include "climb_step.h"
 #include "masked_relu.h"
@@ -199,9 +200,29 @@ bool walk(int64_t batch, int64_t labels, int64_t height, int64_t width, int64_t 
   return succeeded(advcam::cuda::random_walk(arguments, workspace.data(), 0, nullptr));
 }
 
+bool centroids(int64_t batch, int64_t height, int64_t width, int64_t steps, double threshold, DType dtype) {
+  const int64_t pixels = height * width;
+  Bytes displacement = waves(dtype, batch * 2 * pixels), centroids(displacement.size());
+  Bytes workspace(batch * advcam::cuda::kCentroidWalkParts * pixels * 4, 0xff);
+  std::vector<int64_t> labels(batch * pixels);
+  advcam::CentroidWalk arguments{};
+  arguments.displacement = displacement.data();
+  arguments.centroids = centroids.data();
+  arguments.labels = labels.data();
+  arguments.batch = batch;
+  arguments.height = height;
+  arguments.width = width;
+  arguments.steps = steps;
+  arguments.threshold = threshold;
+  arguments.dtype = dtype;
+  return succeeded(advcam::cuda::centroid_walk(arguments, workspace.data(), 0, nullptr));
+}
+
 bool many_walks() {
   bool good = true;
   for (DType dtype : {DType::f32, DType::f64}) {
+    good &= centroids(2, 1, 1, 3, 1, dtype) && centroids(1, 9, 33, 40, 0.9, dtype) &&
+            centroids(3, 40, 41, 5, 0.8, dtype) && centroids(1, 1, 70, 2, 0, dtype);
     for (int64_t channels : {0, 3}) {
       good &= walk(1, 1, 1, 1, channels, 5, 3, dtype) && walk(2, 2, 9, 33, channels, 5, 2, dtype) &&
               walk(1, 3, 17, 5, channels, 3, 1, dtype) && walk(1, 5, 8, 40, channels, 7, 2, dtype) &&
@@ -247,7 +268,7 @@ bool few_shapes() {
          accumulate(1, 8, 12, 8, 12, DType::f32) && accumulate(1, 7, 9, 8, 10, DType::f32) &&
          relu(130, 16, DType::f32, true) && relu(13, 21, DType::bf16, true) &&
          relu(13, 21, DType::f64, true, Shift{1, 0, 0}) && walk(1, 2, 9, 34, 0, 5, 2, DType::f32) &&
-         walk(1, 1, 5, 6, 3, 7, 1, DType::f64);
+         walk(1, 1, 5, 6, 3, 7, 1, DType::f64) && centroids(1, 7, 9, 4, 0.9, DType::f32);
 }
 
 }  // namespace

@@ -81,9 +81,15 @@ def color_walk(kernels: Kernels, groups: Tensor, poisoned: Tensor) -> Results:
     return [kernels.random_walk(maps[groups], guide[groups])]
 
 
+def centroid_walk(kernels: Kernels, groups: Tensor, poisoned: Tensor) -> Results:
+    field = torch.randn(GROUPS, 2, 13, 37, generator=torch.Generator().manual_seed(8)) * 2
+    field[poisoned] = float("nan")
+    return list(kernels.centroid_walk(field[groups], 20))
+
+
 Op = Callable[[Kernels, Tensor, Tensor], Results]
 OPS: list[Op] = [climb_step, climb_loss_planar, climb_loss_channels_last, cam_accumulate, masked_relu]
-OPS += [random_walk, color_walk]
+OPS += [random_walk, color_walk, centroid_walk]
 EVERYONE, NOBODY = torch.arange(GROUPS), torch.empty(0, dtype=torch.int64)
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.__name__)
 

@@ -26,6 +26,7 @@ POISONED = {
     "masked_relu_backward": "gradient",
     "random_walk": "maps",
     "color_walk": "maps",
+    "centroid_walk": "displacement",
 }
 Results = dict[str, Tensor]
 

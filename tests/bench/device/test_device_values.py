@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import test_cam_accumulate
+import test_centroid_walk
 import test_climb_loss
 import test_climb_step
 import test_masked_relu
@@ -84,6 +85,14 @@ def test_walk_values(agree, stem, options, dtype) -> None:
         maps, guide = test_random_walk.case(stem, shape, dtype)
         given = {"maps": maps, "boundary" if stem == "random_walk" else "images": guide}
         agree(stem, given | dict(zip(names, test_random_walk.scaled(stem, options), strict=True)))
+
+
+@pytest.mark.parametrize("every", [9, 25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_centroid_walk_values(agree, dtype, every) -> None:
+    for height, width in ((1, 1), (1, 60), (60, 75), (131, 40)):
+        field, _ = test_centroid_walk.wells(height, width, dtype, every)
+        agree("centroid_walk", dict(displacement=field[None], steps=300, threshold=2.5))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.stem}, {case.name}")
