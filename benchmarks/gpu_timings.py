@@ -77,11 +77,12 @@ def kernel_rows(device: str, quick: bool) -> Iterator[Row]:
                     make_run: Callable[[Arguments], Callable[..., Any]] = make_run,
                     pairs: int = pairs,
                     checked: int = checked,
+                    limit: float | None = case.peer_error if implementation in PEERS else None,
                     layout: Row = layout,
                 ) -> Row:
                     arguments = case.arguments(checked, **layout)
                     run = make_run(arguments)
-                    check(case.stem, run, arguments)
+                    check(case.stem, run, arguments, limit=limit)
                     if checked != pairs:
                         arguments = case.arguments(pairs, **layout)
                         run = make_run(arguments)

@@ -45,6 +45,7 @@ class Case:
     """stem: the op. make: (source, flip pairs) -> its arguments. peer: see `eager`.
 
     compiles: False where torch.compile of the peer would unroll thousands of operations and take minutes.
+    peer_error: relative, of a peer that float32 takes further off than tests/tolerances.py allows.
     """
 
     stem: str
@@ -52,6 +53,7 @@ class Case:
     make: Callable[[Source, int], Arguments]
     peer: Callable[[Arguments], Callable[..., Any]] | None = None
     compiles: bool = True
+    peer_error: float | None = None
 
     def arguments(self, pairs: int = 1, device: str = "cpu", shrink: int = 1, channels_last: bool = True) -> Arguments:
         """The op's arguments; channels_last is the engine's layout, the eager reference is faster without."""
@@ -230,8 +232,8 @@ CASES = (
     Case("cam_accumulate", "4 scales to 375x500", _scales),
     Case("masked_relu", "256x94x125 fp32 with bits", _relu, _relu_of_torch),
     Case("masked_relu_backward", "256x94x125 fp32", _relu_backward, _relu_backward_of_torch),
-    Case("random_walk", "94x125 256 steps", _walk(94, 125), compiles=False),
-    Case("random_walk", "32x42 against the dense power", _walk(32, 42), _dense_walk, compiles=False),
+    Case("random_walk", "94x125 256 steps", _walk(94, 125), compiles=False, peer_error=1e-4),
+    Case("random_walk", "32x42 against the dense power", _walk(32, 42), _dense_walk, compiles=False, peer_error=1e-3),
     Case("color_walk", "94x125 32 steps", _color_walk, compiles=False),
     Case("centroid_walk", "94x125 300 steps", _wells, _numpy_steps, compiles=False),
 )

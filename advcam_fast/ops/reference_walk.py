@@ -38,19 +38,21 @@ def _walk(start: Tensor, affinity: dict[tuple[int, int], Tensor], radius: int, s
     both: list[tuple[int, int, Tensor]] = []
     for (dy, dx), plane in affinity.items():
         both += [(dy, dx, plane[..., None, :, :]), (-dy, -dx, _around(plane, radius - 1)(-dy, -dx)[..., None, :, :])]
-    total = torch.ones_like(start[..., :1, :, :])
+    others = torch.zeros_like(start[..., :1, :, :], dtype=torch.float64)  # an error here is made again by every step
     for _, _, plane in both:
-        total = total + plane
+        others = others + plane
+    inverse, moving = (1 / (1 + others)).to(start.dtype), (others / (1 + others)).to(start.dtype)
 
     def walk(state: Tensor, stretch: int) -> Tensor:
         for _ in range(stretch):
-            at = _around(state, radius - 1)
+            at, arrived = _around(state, radius - 1), torch.zeros_like(state)
             for dy, dx, plane in both:
-                state = state + plane * at(dy, dx)
-            state = (1 - restart) * (state / total) + restart * start
+                arrived = arrived + plane * at(dy, dx)
+            state = state + (arrived * inverse - state * moving)  # (state + arrived) / S, with the error of what moves
+            state = (1 - restart) * state + restart * start
         return state
 
-    if not (torch.is_grad_enabled() and (start.requires_grad or total.requires_grad)):
+    if not (torch.is_grad_enabled() and (start.requires_grad or inverse.requires_grad)):
         return walk(start, steps)
     state, stretch = start, max(1, math.isqrt(steps))
     for done in range(0, steps, stretch):

@@ -75,7 +75,7 @@ def dense(stem, maps, guide, radius, scale, steps, restart=0.0):
 
 
 @every_stem
-@pytest.mark.parametrize(("radius", "steps", "restart"), [(5, 256, 0.0), (3, 7, 0.0), (5, 30, 0.1)])
+@pytest.mark.parametrize(("radius", "steps", "restart"), [(5, 256, 0.0), (3, 7, 0.0), (6, 4, 0.0), (5, 30, 0.1)])
 def test_equals_the_power_of_the_dense_matrix(stem, radius, steps, restart):
     for size in ((9, 11), (1, 13), (6, 1)):
         maps, guide = case(stem, ((), 2, *size))
