@@ -41,7 +41,7 @@ register_gradient("color_walk")
 
 
 def color_walk(
-    maps: Tensor, images: Tensor, radius: int = 5, sigma: float = 10.0, steps: int = 32, restart: float = 0.0
+    maps: Tensor, images: Tensor, radius: int = 5, sigma: float = 7.0, steps: int = 128, restart: float = 0.0
 ) -> Tensor:
     """Spreads maps between pixels of like colours: random_walk where no net has been trained to see boundaries.
 
@@ -51,7 +51,8 @@ def color_walk(
     Args:
         maps: [..., N, h, w], float32 or float64: one map a label.
         images: [..., C, h, w] of the maps' size, uint8 or float, finite; gradients go to float ones.
-        radius: in pixels, 1 to 64. sigma: above 0, in the images' own unit (10 of 255 levels). steps: 0 or more.
+        radius: in pixels, 1 to 64. steps: 0 or more.
+        sigma: above 0, in the images' own unit; the default is for 0 to 255.
         restart: the share of x0 that each step brings back, 0 to 1: against colours that meet in the end.
 
     Returns:

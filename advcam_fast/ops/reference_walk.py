@@ -81,8 +81,8 @@ def color_walk(
     maps: Tensor,  # [..., N, h, w]
     images: Tensor,  # [..., C, h, w]
     radius: int = 5,
-    sigma: float = 10.0,
-    steps: int = 32,
+    sigma: float = 7.0,
+    steps: int = 128,
     restart: float = 0.0,
 ) -> Tensor:  # [..., N, h, w]
     """maps, walked over A_ij = exp(-|c_i - c_j|^2 / (2 sigma^2))."""
