@@ -36,8 +36,9 @@ def implementations(case: Case, device: str, compiled: bool) -> dict[str, Callab
     if device == "cuda" and backend_of(device) == "native" and has_triton():
         from advcam_fast.ops import triton
 
-        found["triton"] = lambda _: getattr(triton, case.stem)
-    if compiled:
+        if hasattr(triton, case.stem):
+            found["triton"] = lambda _: getattr(triton, case.stem)
+    if compiled and case.compiles:
         torch.compiler.reset()
         found["compiled"] = lambda arguments: torch.compile(case.eager(arguments), dynamic=False)
     return found
@@ -76,11 +77,12 @@ def kernel_rows(device: str, quick: bool) -> Iterator[Row]:
                     make_run: Callable[[Arguments], Callable[..., Any]] = make_run,
                     pairs: int = pairs,
                     checked: int = checked,
+                    limit: float | None = case.peer_error if implementation in PEERS else None,
                     layout: Row = layout,
                 ) -> Row:
                     arguments = case.arguments(checked, **layout)
                     run = make_run(arguments)
-                    check(case.stem, run, arguments)
+                    check(case.stem, run, arguments, limit=limit)
                     if checked != pairs:
                         arguments = case.arguments(pairs, **layout)
                         run = make_run(arguments)

@@ -21,12 +21,14 @@ IMPLEMENTATIONS = ("ours", "eager", "compiled")
 @pytest.mark.parametrize("threads", [1, 0], indirect=True, ids=["one_thread", "all_threads"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.stem}, {case.name}")
 def test_kernel(benchmark: BenchmarkFixture, case: Case, threads: int, implementation: str, shrink: int) -> None:
+    if implementation == "compiled" and not case.compiles:
+        pytest.skip("torch.compile would take minutes")
     arguments = case.arguments(shrink=shrink, channels_last=implementation == "ours")
     run = getattr(ops, case.stem) if implementation == "ours" else case.eager(arguments)
     if implementation == "compiled":
         torch.compiler.reset()
         run = torch.compile(run, dynamic=False)
-    check(case.stem, run, arguments)
+    check(case.stem, run, arguments, limit=None if implementation == "ours" else case.peer_error)
     benchmark.group = f"{case.stem}, {case.name}, {threads} thread{'s' * (threads > 1)}"
     benchmark.extra_info["implementation"] = implementation
     run(**arguments)

@@ -4,70 +4,19 @@
 
 #include <memory>
 #include <optional>
-#include <thread>
-#include <type_traits>
 #include <vector>
 
 #include "cam_accumulate.h"
 #include "climb_loss.h"
 #include "climb_step.h"
+#include "dispatch.h"
 #include "masked_relu.h"
 #include "tensor_view.h"
 
 namespace advcam {
+void bind_walk(py::module_& m);  // bindings_walk.cpp
+
 namespace {
-using Stream = std::optional<uintptr_t>;
-#ifdef ADVCAM_WITH_CUDA
-constexpr bool kCuda = true;
-#else
-constexpr bool kCuda = false;
-#endif
-
-int threads_or_all(int threads) {
-  return threads > 0 ? threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-}
-
-template <class Call>
-using CudaLauncher = std::common_type_t<const char* (*)(const Call&, void* workspace, int device, void* stream)>;
-
-// Runs the launcher of the device that `on` lives on. The workspace belongs to the CUDA kernels alone.
-template <class Call>
-void dispatch(const Call& call, const TensorView& on, py::handle workspace, int64_t workspace_size, Stream stream,
-              int threads, void (*cpu)(const Call&, int), CudaLauncher<Call> cuda) {
-  if (!on.on_cuda()) {
-    threads = threads_or_all(threads);
-    py::gil_scoped_release released;
-    cpu(call, threads);
-    return;
-  }
-  if (!cuda)
-    throw std::runtime_error(
-        "advcam_fast was built without CUDA: reinstall with nvcc on PATH (or CUDA_HOME set) and ADVCAM_CUDA=ON");
-  std::optional<TensorView> space;
-  if (workspace_size) {
-    if (workspace.is_none())
-      throw py::value_error("workspace: none came, wanted are " + std::to_string(workspace_size) + " elements on " +
-                            on.name + "'s device");
-    space.emplace("workspace", workspace);
-    space->on_device_of(on), space->writable(), space->contiguous();
-    if (space->numel < workspace_size)
-      throw py::value_error("workspace: " + std::to_string(space->numel) + " elements came, wanted are " +
-                            std::to_string(workspace_size));
-  }
-  void* s = stream ? reinterpret_cast<void*>(*stream) : on.current_stream();
-  const char* error;
-  {
-    py::gil_scoped_release released;
-    error = cuda(call, space ? space->data : nullptr, on.device.id, s);
-  }
-  if (error) throw std::runtime_error(std::string("CUDA launch failed: ") + error + " (nvidia-smi shows the driver)");
-}
-#ifdef ADVCAM_WITH_CUDA
-#define CUDA_LAUNCHER(stem) &cuda::stem
-#else
-#define CUDA_LAUNCHER(stem) nullptr
-#endif
-
 void climb_step(py::handle image_, py::handle gradient_, py::handle gradient_max_, double step,
                 py::handle network_input_, py::handle workspace, Stream stream, int threads) {
   TensorView image("image", image_), gradient("gradient", gradient_), largest("gradient_max", gradient_max_);
@@ -279,5 +228,6 @@ PYBIND11_MODULE(_C, m) {
         arg("num_threads") = 0);
   m.def("masked_relu_backward", &masked_relu_backward, "The gradient of masked_relu, in place; see csrc/masked_relu.h.",
         arg("gradient"), arg("bits"), arg("stream") = none, arg("num_threads") = 0);
+  bind_walk(m);
 }
 }  // namespace advcam

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,12 +42,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Case:
-    """stem: the op. make: (source, flip pairs) -> its arguments. peer: see `eager`."""
+    """stem: the op. make: (source, flip pairs) -> its arguments. peer: see `eager`.
+
+    compiles: False where torch.compile of the peer would unroll thousands of operations and take minutes.
+    peer_error: relative, of a peer that float32 takes further off than tests/tolerances.py allows.
+    """
 
     stem: str
     name: str
     make: Callable[[Source, int], Arguments]
     peer: Callable[[Arguments], Callable[..., Any]] | None = None
+    compiles: bool = True
+    peer_error: float | None = None
 
     def arguments(self, pairs: int = 1, device: str = "cpu", shrink: int = 1, channels_last: bool = True) -> Arguments:
         """The op's arguments; channels_last is the engine's layout, the eager reference is faster without."""
@@ -146,6 +153,75 @@ def _relu_backward_of_torch(arguments: Arguments) -> Callable[..., Any]:
     return run
 
 
+def _walk(height: int, width: int) -> Callable[[Source, int], Arguments]:
+    """Two labels of a photo at stride 4, with the settings of the method."""
+
+    def make(source: Source, pairs: int) -> Arguments:
+        size = (source.side(height), source.side(width))
+        maps, boundary = source.uniform(pairs, 2, *size), source.uniform(pairs, *size) ** 4
+        return {"maps": maps, "boundary": boundary * 0.9, "radius": 5, "beta": 10.0, "steps": 256, "restart": 0.0}
+
+    return make
+
+
+def _dense_walk(arguments: Arguments) -> Callable[..., Any]:
+    """As released: the N x N matrix squared eight times. What it takes to build the matrix is not counted."""
+    boundary = arguments["boundary"]
+    pairs, height, width = boundary.shape
+    pixels = height * width
+    spots = torch.eye(pixels, device=boundary.device, dtype=boundary.dtype).view(1, pixels, height, width)
+    once = reference.random_walk(spots.expand(pairs, -1, -1, -1), boundary, arguments["radius"], arguments["beta"], 1)
+    matrix = once.flatten(2) / (1 - boundary).flatten(1)[:, :, None]
+
+    def run(maps: Tensor, boundary: Tensor, steps: int, **_: Any) -> Tensor:
+        start = (maps * (1 - boundary)[:, None]).flatten(2)
+        return (start @ torch.linalg.matrix_power(matrix, steps)).view_as(maps)
+
+    return run
+
+
+def _color_walk(source: Source, pairs: int) -> Arguments:
+    size = (source.side(94), source.side(125))
+    images = source.uniform(pairs, 3, *size) * 255
+    maps = source.uniform(pairs, 2, *size)
+    return {"maps": maps, "images": images, "radius": 5, "sigma": 30.0, "steps": 32, "restart": 0.0}
+
+
+def _wells(source: Source, pairs: int) -> Arguments:
+    """A field that leads to a dozen centres, which lie elsewhere for each of the pairs."""
+    size = (source.side(94), source.side(125))
+    moves = []
+    for axis, count in ((0, 3), (1, 4)):
+        period = size[axis] / count
+        at = torch.arange(size[axis], device=source.device) + source.uniform(pairs, 1) * period
+        move = torch.sin(at * (2 * math.pi / period)) * (period / (4 * math.pi))
+        moves.append((move[:, :, None] if axis == 0 else move[:, None]).expand(-1, *size))
+    return {"displacement": torch.stack(moves, 1), "steps": 300, "threshold": 1.0}
+
+
+def _numpy_steps(arguments: Arguments) -> Callable[..., Any]:
+    """As released: the steps in NumPy on the CPU, image by image; the labels are the reference's."""
+    height, width = arguments["displacement"].shape[-2:]
+
+    def steps_of(field: Any, steps: int) -> Any:
+        y, x = (a.astype(field.dtype) for a in np.mgrid[:height, :width])
+        for _ in range(steps):
+            (top, left), (bottom, right) = ((f(y).astype(int), f(x).astype(int)) for f in (np.floor, np.ceil))
+            up, across = y - top.astype(y.dtype), x - left.astype(x.dtype)
+            weights = (up * across, (1 - up) * across, up * (1 - across), (1 - up) * (1 - across))
+            corners = ((bottom, right), (top, right), (bottom, left), (top, left))
+            moves = [sum(f[at] * weight for at, weight in zip(corners, weights, strict=True)) for f in field]
+            y, x = np.clip(y + moves[0], 0, height - 1), np.clip(x + moves[1], 0, width - 1)
+        return np.stack([y, x])
+
+    def run(displacement: Tensor, steps: int, threshold: float) -> tuple[Tensor, Tensor]:
+        walked = np.stack([steps_of(field, steps) for field in displacement.cpu().numpy()])
+        centroids = torch.from_numpy(walked).to(displacement.device)
+        return centroids, reference.labels_at(centroids, displacement, threshold)
+
+    return run
+
+
 CASES = (
     Case("climb_step", "375x500 fp32", _step(None)),
     Case("climb_step", "375x500 bf16 gradient", _step(torch.bfloat16)),
@@ -156,6 +232,10 @@ CASES = (
     Case("cam_accumulate", "4 scales to 375x500", _scales),
     Case("masked_relu", "256x94x125 fp32 with bits", _relu, _relu_of_torch),
     Case("masked_relu_backward", "256x94x125 fp32", _relu_backward, _relu_backward_of_torch),
+    Case("random_walk", "94x125 256 steps", _walk(94, 125), compiles=False, peer_error=1e-4),
+    Case("random_walk", "32x42 against the dense power", _walk(32, 42), _dense_walk, compiles=False, peer_error=1e-3),
+    Case("color_walk", "94x125 32 steps", _color_walk, compiles=False),
+    Case("centroid_walk", "94x125 300 steps", _wells, _numpy_steps, compiles=False),
 )
 
 
@@ -170,6 +250,10 @@ def outputs(stem: str, run: Callable[..., Any], arguments: Arguments) -> dict[st
         return {"x": arguments["x"]} | ({} if result is None else {"bits": result})
     if stem == "masked_relu_backward":  # torch's is not in place
         return {"gradient": arguments["gradient"] if result is None else result}
+    if stem in ("random_walk", "color_walk"):
+        return {"walked": result}
+    if stem == "centroid_walk":
+        return dict(zip(("centroids", "labels"), result, strict=True))
     written = {"image": arguments["image"], "largest": result}
     network_input = arguments["network_input"]
     return written if network_input is None else written | {"network_input": network_input}

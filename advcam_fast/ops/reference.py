@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from advcam_fast.ops.reference_walk import centroid_walk, color_walk, labels_at, random_walk  # noqa: F401
+
 
 def _per_group(values: Tensor, like: Tensor, group_size: int) -> Tensor:
     """[groups] -> [B, 1, ...], each group's value repeated for its members."""

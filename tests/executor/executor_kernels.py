@@ -81,12 +81,33 @@ class MaskedReluBackwardArguments(ctypes.Structure):
     ]
 
 
+class RandomWalkArguments(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("maps", "guide", "out")),
+        *((name, ctypes.c_int64) for name in ("batch", "labels", "height", "width", "channels", "radius", "steps")),
+        *((name, ctypes.c_double) for name in ("scale", "restart")),
+        ("dtype", ctypes.c_int),
+        ("color", ctypes.c_bool),
+    ]
+
+
+class CentroidWalkArguments(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("displacement", "centroids", "labels")),
+        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "steps")),
+        ("threshold", ctypes.c_double),
+        ("dtype", ctypes.c_int),
+    ]
+
+
 ARGUMENTS = {  # in the order of argument_bytes in launchers.cpp
     "climb_step": ClimbStepArguments,
     "climb_loss": ClimbLossArguments,
     "cam_accumulate": CamAccumulateArguments,
     "masked_relu": MaskedReluArguments,
     "masked_relu_backward": MaskedReluBackwardArguments,
+    "random_walk": RandomWalkArguments,
+    "centroid_walk": CentroidWalkArguments,
 }
 
 
@@ -264,3 +285,60 @@ class Kernels:
         )
         self.run("masked_relu_backward", arguments, torch.empty(0))
         return gradient
+
+    def random_walk(
+        self,
+        maps: Tensor,  # [B, N, h, w]
+        guide: Tensor,  # [B, h, w]: the boundary; [B, C, h, w]: colours
+        radius: int = 5,
+        scale: float = 10.0,
+        steps: int = 4,
+        restart: float = 0.0,
+        device: int = 0,
+    ) -> Tensor:  # [B, N, h, w]
+        batch, labels, height, width = maps.shape
+        out = _poison(maps.shape, maps.dtype)
+        arguments = RandomWalkArguments(
+            maps=_pointer(maps),
+            guide=_pointer(guide),
+            out=_pointer(out),
+            batch=batch,
+            labels=labels,
+            height=height,
+            width=width,
+            channels=guide.shape[1] if guide.ndim == 4 else 1,
+            radius=radius,
+            steps=steps,
+            scale=scale,
+            restart=restart,
+            dtype=DTYPES.index(maps.dtype),
+            color=guide.ndim == 4,
+        )
+        reach = range(1 - radius, radius)
+        planes = sum(y * y + x * x < radius**2 and (y, x) > (0, 0) for y in range(radius) for x in reach)
+        self.run("random_walk", arguments, _poison((batch, planes + 2 + labels, height, width), maps.dtype), device)
+        return out
+
+    def centroid_walk(
+        self,
+        displacement: Tensor,  # [B, 2, h, w]
+        steps: int = 300,
+        threshold: float = 2.5,
+        device: int = 0,
+    ) -> tuple[Tensor, Tensor]:  # [B, 2, h, w], [B, h, w]
+        batch, _, height, width = displacement.shape
+        centroids = _poison(displacement.shape, displacement.dtype)
+        labels = torch.full((batch, height, width), -7)
+        arguments = CentroidWalkArguments(
+            displacement=_pointer(displacement),
+            centroids=_pointer(centroids),
+            labels=_pointer(labels),
+            batch=batch,
+            height=height,
+            width=width,
+            steps=steps,
+            threshold=threshold,
+            dtype=DTYPES.index(displacement.dtype),
+        )
+        self.run("centroid_walk", arguments, torch.full((batch, 2, height, width), -(2**30), dtype=torch.int32), device)
+        return centroids, labels

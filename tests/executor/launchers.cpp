@@ -1,19 +1,23 @@
 // The CUDA launchers on the CPU executor, as plain C functions for ctypes.
 #include "cam_accumulate.h"
+#include "centroid_walk.h"
 #include "climb_loss.h"
 #include "climb_step.h"
 #include "executor.h"
 #include "masked_relu.h"
+#include "random_walk.h"
 
 extern "C" {
 
-// For the tests to compare with their own declarations of the arguments. [5]
+// For the tests to compare with their own declarations of the arguments. [7]
 void argument_bytes(int64_t* bytes) {
   bytes[0] = sizeof(advcam::ClimbStep);
   bytes[1] = sizeof(advcam::ClimbLoss);
   bytes[2] = sizeof(advcam::CamAccumulate);
   bytes[3] = sizeof(advcam::MaskedRelu);
   bytes[4] = sizeof(advcam::MaskedReluBackward);
+  bytes[5] = sizeof(advcam::RandomWalk);
+  bytes[6] = sizeof(advcam::CentroidWalk);
 }
 
 const char* climb_step(const advcam::ClimbStep* arguments, void* workspace, int device) {
@@ -34,6 +38,14 @@ const char* masked_relu(const advcam::MaskedRelu* arguments, void* workspace, in
 
 const char* masked_relu_backward(const advcam::MaskedReluBackward* arguments, void* workspace, int device) {
   return advcam::cuda::masked_relu_backward(*arguments, workspace, device, nullptr);
+}
+
+const char* random_walk(const advcam::RandomWalk* arguments, void* workspace, int device) {
+  return advcam::cuda::random_walk(*arguments, workspace, device, nullptr);
+}
+
+const char* centroid_walk(const advcam::CentroidWalk* arguments, void* workspace, int device) {
+  return advcam::cuda::centroid_walk(*arguments, workspace, device, nullptr);
 }
 
 int64_t launch_count() { return static_cast<int64_t>(executor::launches.size()); }

@@ -7,10 +7,12 @@
 #include <vector>
 
 #include "cam_accumulate.h"
+#include "centroid_walk.h"
 #include "climb_loss.h"
 #include "climb_step.h"
 #include "masked_relu.h"
 #include "planted_bugs.h"
+#include "random_walk.h"
 
 namespace {
 
@@ -174,6 +176,63 @@ bool many_relus() {
   return good;
 }
 
+// Over a boundary (channels 0) or over colours. Its waves are no probabilities: only memory matters here.
+bool walk(int64_t batch, int64_t labels, int64_t height, int64_t width, int64_t channels, int64_t radius, int64_t steps,
+          DType dtype) {
+  const int64_t pixels = height * width;
+  advcam::RandomWalk arguments{};
+  arguments.batch = batch;
+  arguments.labels = labels;
+  arguments.height = height;
+  arguments.width = width;
+  arguments.channels = channels ? channels : 1;
+  arguments.radius = radius;
+  arguments.steps = steps;
+  arguments.scale = 2;
+  arguments.restart = steps % 2 ? 0.25 : 0;
+  arguments.dtype = dtype;
+  arguments.color = channels > 0;
+  Bytes maps = waves(dtype, batch * labels * pixels), guide = waves(dtype, batch * arguments.channels * pixels);
+  Bytes out(maps.size()), workspace(advcam::random_walk_workspace(arguments) * size_of(dtype), 0xff);
+  arguments.maps = maps.data();
+  arguments.guide = guide.data();
+  arguments.out = out.data();
+  return succeeded(advcam::cuda::random_walk(arguments, workspace.data(), 0, nullptr));
+}
+
+bool centroids(int64_t batch, int64_t height, int64_t width, int64_t steps, double threshold, DType dtype) {
+  const int64_t pixels = height * width;
+  Bytes displacement = waves(dtype, batch * 2 * pixels), centroids(displacement.size());
+  Bytes workspace(batch * advcam::cuda::kCentroidWalkParts * pixels * 4, 0xff);
+  std::vector<int64_t> labels(batch * pixels);
+  advcam::CentroidWalk arguments{};
+  arguments.displacement = displacement.data();
+  arguments.centroids = centroids.data();
+  arguments.labels = labels.data();
+  arguments.batch = batch;
+  arguments.height = height;
+  arguments.width = width;
+  arguments.steps = steps;
+  arguments.threshold = threshold;
+  arguments.dtype = dtype;
+  return succeeded(advcam::cuda::centroid_walk(arguments, workspace.data(), 0, nullptr));
+}
+
+bool many_walks() {
+  bool good = true;
+  for (DType dtype : {DType::f32, DType::f64}) {
+    good &= centroids(2, 1, 1, 3, 1, dtype) && centroids(1, 9, 33, 40, 0.9, dtype) &&
+            centroids(3, 40, 41, 5, 0.8, dtype) && centroids(1, 1, 70, 2, 0, dtype);
+    for (int64_t channels : {0, 3}) {
+      good &= walk(1, 1, 1, 1, channels, 5, 3, dtype) && walk(2, 2, 9, 33, channels, 5, 2, dtype) &&
+              walk(1, 3, 17, 5, channels, 3, 1, dtype) && walk(1, 5, 8, 40, channels, 7, 2, dtype) &&
+              walk(2, 1, 1, 70, channels, 1, 2, dtype) && walk(1, 2, 12, 12, channels, 6, 0, dtype) &&
+              walk(1, 1, 12, 12, channels, 8, 3, dtype) && walk(1, 2, 5, 6, channels, 9, 1, dtype);
+    }
+  }
+  return good;
+}
+
 bool many_shapes() {
   bool good = true;
   for (int64_t n : {1, 3, 1023, 4096, 4100, 9001}) {
@@ -198,7 +257,7 @@ bool many_shapes() {
     }
     good &= accumulate(2, 15, 17, 16, 32, dtype) && accumulate(1, 40, 64, 48, 64, dtype);
   }
-  return good && step(2, 4096, DType::f32, DType::f32, DType::bf16, Shift{0, 0, 1}) && many_relus();
+  return good && step(2, 4096, DType::f32, DType::f32, DType::bf16, Shift{0, 0, 1}) && many_relus() && many_walks();
 }
 
 // Every kernel in its vector and its scalar variant.
@@ -208,7 +267,8 @@ bool few_shapes() {
          loss(1, 2, 8, 4, 6, DType::f32, true) && loss(1, 1, 5, 3, 5, DType::bf16, true) &&
          accumulate(1, 8, 12, 8, 12, DType::f32) && accumulate(1, 7, 9, 8, 10, DType::f32) &&
          relu(130, 16, DType::f32, true) && relu(13, 21, DType::bf16, true) &&
-         relu(13, 21, DType::f64, true, Shift{1, 0, 0});
+         relu(13, 21, DType::f64, true, Shift{1, 0, 0}) && walk(1, 2, 9, 34, 0, 5, 2, DType::f32) &&
+         walk(1, 1, 5, 6, 3, 7, 1, DType::f64) && centroids(1, 7, 9, 4, 0.9, DType::f32);
 }
 
 }  // namespace

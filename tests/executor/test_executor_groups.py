@@ -66,8 +66,30 @@ def masked_relu(kernels: Kernels, groups: Tensor, poisoned: Tensor) -> Results:
     return [t.unflatten(0, (len(groups), -1)) for t in (x, gradient, bits)]
 
 
+def random_walk(kernels: Kernels, groups: Tensor, poisoned: Tensor) -> Results:
+    random = torch.Generator().manual_seed(6)
+    maps, guide = torch.rand(GROUPS, 3, 13, 37, generator=random), torch.rand(GROUPS, 13, 37, generator=random) * 0.5
+    maps[poisoned] = float("nan")
+    walked = kernels.random_walk(maps[groups], guide[groups], restart=0.1)
+    return [walked, kernels.random_walk(maps[groups], guide[groups], radius=7, steps=2)]
+
+
+def color_walk(kernels: Kernels, groups: Tensor, poisoned: Tensor) -> Results:
+    random = torch.Generator().manual_seed(7)
+    maps, guide = torch.rand(GROUPS, 1, 13, 37, generator=random), torch.rand(GROUPS, 3, 13, 37, generator=random)
+    maps[poisoned] = float("nan")
+    return [kernels.random_walk(maps[groups], guide[groups])]
+
+
+def centroid_walk(kernels: Kernels, groups: Tensor, poisoned: Tensor) -> Results:
+    field = torch.randn(GROUPS, 2, 13, 37, generator=torch.Generator().manual_seed(8)) * 2
+    field[poisoned] = float("nan")
+    return list(kernels.centroid_walk(field[groups], 20))
+
+
 Op = Callable[[Kernels, Tensor, Tensor], Results]
 OPS: list[Op] = [climb_step, climb_loss_planar, climb_loss_channels_last, cam_accumulate, masked_relu]
+OPS += [random_walk, color_walk, centroid_walk]
 EVERYONE, NOBODY = torch.arange(GROUPS), torch.empty(0, dtype=torch.int64)
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.__name__)
 

@@ -81,6 +81,12 @@ def test_both_architectures_hold_every_kernel(kernels: list[Kernel]) -> None:
         "cam_accumulate_normalise",
         "masked_relu_forward",
         "masked_relu_keep",
+        "random_walk_start",
+        "random_walk_affinity",
+        "random_walk_sums",
+        "random_walk_step",
+        "centroid_walk_move",
+        "centroid_walk_label",
     }
 
 
@@ -138,6 +144,16 @@ def test_masked_relu_moves_the_minimum(kernels: list[Kernel]) -> None:
     for kernel, (dtype, _) in vector_variants(kernels, "masked_relu_keep", 1):
         assert kernel.widths("LDG").count(16) == kernel.widths("STG").count(16) == 8 * SIZES[dtype] // 16, kernel.name
         assert kernel.widths("LDG").count(1) == 1, f"{kernel.name}: one byte of bits"
+
+
+def test_a_step_of_the_walk_takes_its_neighbours_from_shared_memory(kernels: list[Kernel]) -> None:
+    """Both neighbours of an offset for every label; none where the radius is too large for it."""
+    tiled = {}
+    for kernel in (k for k in kernels if k.name.startswith("random_walk_step<")):
+        _, labels, tile = template_arguments(kernel)
+        tiled[tile] = len(kernel.widths("LDS")) >= 2 * int(labels)
+        assert tiled[tile] or not kernel.widths("LDS"), kernel.name
+    assert sorted(tiled.values()) == [False, True]
 
 
 def test_the_gate_sees_narrow_accesses(planted: dict[str, Kernel]) -> None:

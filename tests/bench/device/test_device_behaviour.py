@@ -24,6 +24,9 @@ POISONED = {
     "cam_accumulate": "total",
     "masked_relu": "x",
     "masked_relu_backward": "gradient",
+    "random_walk": "maps",
+    "color_walk": "maps",
+    "centroid_walk": "displacement",
 }
 Results = dict[str, Tensor]
 

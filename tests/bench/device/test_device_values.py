@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import test_cam_accumulate
+import test_centroid_walk
 import test_climb_loss
 import test_climb_step
 import test_masked_relu
+import test_random_walk
 import torch
 from agreement import check
 
@@ -72,6 +74,25 @@ def test_masked_relu_values(agree, dtype, shape) -> None:
         agree("masked_relu", dict(x=x, bias=bias, residual=residual, ceiling=ceiling, valid=valid, save=True))
     bits = torch.randint(0, 256, ((x.numel() + 7) // 8,), dtype=torch.uint8)
     agree("masked_relu_backward", dict(gradient=x, bits=bits))
+
+
+@pytest.mark.parametrize("stem", test_random_walk.STEMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("options", test_random_walk.OPTIONS, ids=str)
+def test_walk_values(agree, stem, options, dtype) -> None:
+    names = ("radius", "beta" if stem == "random_walk" else "sigma", "steps", "restart")
+    for shape in test_random_walk.SHAPES:
+        maps, guide = test_random_walk.case(stem, shape, dtype)
+        given = {"maps": maps, "boundary" if stem == "random_walk" else "images": guide}
+        agree(stem, given | dict(zip(names, test_random_walk.scaled(stem, options), strict=True)))
+
+
+@pytest.mark.parametrize("every", [9, 25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_centroid_walk_values(agree, dtype, every) -> None:
+    for height, width in ((1, 1), (1, 60), (60, 75), (131, 40)):
+        field, _ = test_centroid_walk.wells(height, width, dtype, every)
+        agree("centroid_walk", dict(displacement=field[None], steps=300, threshold=2.5))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.stem}, {case.name}")
