@@ -3,6 +3,16 @@
 from advcam_fast.ops.cam_accumulate import cam_accumulate
 from advcam_fast.ops.climb_loss import ClimbLoss, climb_loss
 from advcam_fast.ops.climb_step import climb_step
+from advcam_fast.ops.dense_crf import dense_crf, hard_unary
 from advcam_fast.ops.masked_relu import masked_relu, masked_relu_backward
 
-__all__ = ["ClimbLoss", "cam_accumulate", "climb_loss", "climb_step", "masked_relu", "masked_relu_backward"]
+__all__ = [
+    "ClimbLoss",
+    "cam_accumulate",
+    "climb_loss",
+    "climb_step",
+    "dense_crf",
+    "hard_unary",
+    "masked_relu",
+    "masked_relu_backward",
+]
