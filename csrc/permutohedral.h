@@ -88,14 +88,16 @@ inline const char* lattice_error(const DenseCrf& c) {
   return nullptr;
 }
 
-// weight, key: [d + 1, lanes], by the colours of the vertices.
-template <int d, int lanes>
+// weight, key: [d + 1, lanes], by the colours of the vertices. Key: int32_t or int64_t, as the shape's bits want it.
+template <int d, int lanes, class Key>
 ADVCAM_BOTH void find_simplices(const LatticeShape<d>& shape, const float (&feature)[d][lanes],
-                                float (&weight)[d + 1][lanes], int64_t (&key)[d + 1][lanes]) {
+                                float (&weight)[d + 1][lanes], Key (&key)[d + 1][lanes]) {
   constexpr float kRound = 12582912;  // 1.5 * 2^23: adding it rounds to nearest, ties to even
+  constexpr float kDown = 1.0f / (d + 1);
   float position[d + 1][lanes], cell[d + 1][lanes], rest[d + 1][lanes], total[lanes];
   int rank[d + 1][lanes], sum[lanes];
-  for (int n = 0; n < lanes; ++n) total[n] = 0, sum[n] = 0;
+  Key base[lanes];
+  for (int n = 0; n < lanes; ++n) total[n] = 0, sum[n] = 0, base[n] = 0;
   ADVCAM_UNROLL
   for (int i = d; i > 0; --i) {
     for (int n = 0; n < lanes; ++n) {
@@ -104,11 +106,11 @@ ADVCAM_BOTH void find_simplices(const LatticeShape<d>& shape, const float (&feat
       total[n] += scaled;
     }
   }
+  for (int n = 0; n < lanes; ++n) position[0][n] = total[n];
   ADVCAM_UNROLL
   for (int i = 0; i <= d; ++i) {
     for (int n = 0; n < lanes; ++n) {
-      if (i == 0) position[0][n] = total[n];
-      cell[i][n] = exact_multiply(position[i][n], 1.0f / (d + 1)) + kRound - kRound;
+      cell[i][n] = exact_multiply(position[i][n], kDown) + kRound - kRound;
       rest[i][n] = position[i][n] - exact_multiply(cell[i][n], d + 1);
       sum[n] += static_cast<int>(cell[i][n]);
       rank[i][n] = 0;
@@ -119,41 +121,43 @@ ADVCAM_BOTH void find_simplices(const LatticeShape<d>& shape, const float (&feat
     ADVCAM_UNROLL
     for (int j = i + 1; j <= d; ++j) {
       for (int n = 0; n < lanes; ++n) {
-        const int less = rest[i][n] < rest[j][n];
+        const int less = rest[i][n] < rest[j][n] ? 1 : 0;
         rank[i][n] += less;
         rank[j][n] += 1 - less;
       }
     }
   }
-  int64_t base[lanes];
-  for (int n = 0; n < lanes; ++n) base[n] = 0;
   ADVCAM_UNROLL
   for (int i = 0; i <= d; ++i) {  // back onto the plane where the coordinates sum to 0
     for (int n = 0; n < lanes; ++n) {
-      const int moved = rank[i][n] + sum[n], wrap = (moved < 0) - (moved > d);
+      const int moved = rank[i][n] + sum[n], wrap = moved < 0 ? 1 : moved > d ? -1 : 0;
       rank[i][n] = moved + wrap * (d + 1);
       cell[i][n] += static_cast<float>(wrap);
-      rest[i][n] = exact_multiply(position[i][n] - exact_multiply(cell[i][n], d + 1), 1.0f / (d + 1));
-      if (i < d) base[n] += static_cast<int64_t>(static_cast<int>(cell[i][n]) - shape.low[i]) << shape.shift[i];
+      rest[i][n] = exact_multiply(position[i][n] - exact_multiply(cell[i][n], d + 1), kDown);
+      if (i < d) base[n] += static_cast<Key>(static_cast<int>(cell[i][n]) - shape.low[i]) << shape.shift[i];
     }
   }
-  // The ranks are a permutation: weight c is a difference of two neighbours in the order of `rest`.
-  float first[lanes], before[lanes];
+  // The ranks are a permutation: weight c is a difference of two neighbours in the order of `rest`, and vertex c + 1 is
+  // vertex c with one more coordinate a cell lower.
+  float ordered[d + 1][lanes];
+  Key step[d + 1];
+  ADVCAM_UNROLL
+  for (int i = 0; i <= d; ++i) step[i] = i < d ? Key(1) << shape.shift[i < d ? i : 0] : 0;
   ADVCAM_UNROLL
   for (int c = 0; c <= d; ++c) {
+    Key lower[lanes];
+    for (int n = 0; n < lanes; ++n) ordered[c][n] = 0, lower[n] = 0;
+    ADVCAM_UNROLL
+    for (int i = 0; i <= d; ++i) {
+      for (int n = 0; n < lanes; ++n) ordered[c][n] = rank[i][n] == d - c ? rest[i][n] : ordered[c][n];
+      for (int n = 0; n < lanes; ++n) lower[n] += step[i] & -static_cast<Key>(rank[i][n] == d - c);
+    }
     for (int n = 0; n < lanes; ++n) {
-      float ordered = 0;
-      ADVCAM_UNROLL
-      for (int i = 0; i <= d; ++i) ordered = rank[i][n] == d - c ? rest[i][n] : ordered;
-      if (c == 0) first[n] = ordered;
-      if (c > 0) weight[c][n] = ordered - before[n];
-      if (c == d) weight[0][n] = first[n] + (1.0f - ordered);
-      before[n] = ordered;
-      int64_t steps = 0;
-      ADVCAM_UNROLL
-      for (int i = 0; i < d; ++i) steps += rank[i][n] > d - c ? int64_t(1) << shape.shift[i] : 0;
-      key[c][n] = base[n] - steps;
+      key[c][n] = base[n];
+      base[n] -= lower[n];
+      weight[c][n] = c > 0 ? ordered[c][n] - ordered[c > 0 ? c - 1 : 0][n] : 0;
     }
   }
+  for (int n = 0; n < lanes; ++n) weight[0][n] = ordered[0][n] + (1.0f - ordered[d][n]);
 }
 }  // namespace advcam

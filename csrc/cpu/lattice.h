@@ -3,94 +3,79 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <exception>
-#include <memory>
 #include <vector>
 
+#include "cpu/array.h"
 #include "cpu/simd.h"
 #include "permutohedral.h"
 
 namespace advcam::cpu {
-// Not cleared, unlike a vector's.
-template <class T>
-class Array {
- public:
-  Array() = default;
-  explicit Array(int64_t n) : data_(new T[n]) {}
-  T* get() const { return data_.get(); }
-  T& operator[](int64_t i) const { return data_[i]; }
+constexpr int kTile = 64;  // points, or keys, that are worked on together
 
- private:
-  std::unique_ptr<T[]> data_;
-};
-
-// Runs job(i) for all i < jobs. What is done never depends on the number of threads, only who does it.
-template <class Job>
-void in_parallel(int threads, int64_t jobs, const Job& job) {
-  std::exception_ptr error;
-#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1 && jobs > 1)
-  for (int64_t i = 0; i < jobs; ++i) {
-    try {
-      job(i);
-    } catch (...) {
-#pragma omp critical(advcam_in_parallel)
-      error = std::current_exception();
-    }
-  }
-  if (error) std::rethrow_exception(error);
-}
-
-// Keys to numbers in the order of their first appearance: open addressing, at most half full.
+// Keys to numbers in the order of their first appearance: open addressing, at most a quarter full. Keys come in tiles,
+// whose slots are fetched into the cache before they are looked at.
+template <class Key>
 class Numbering {
  public:
-  Numbering() : slots_(size_t{1} << 14, Slot{kNone, 0}), shift_(64 - 14) {}
+  Numbering() : slots_(size_t{1} << 13, Slot{kNone, 0}), shift_(64 - 13) {}
 
-  int32_t add(int64_t key) {
-    Slot& slot = find(key);
-    if (slot.key == key) return slot.number;
-    slot = {key, static_cast<int32_t>(keys_.size())};
-    keys_.push_back(key);
-    if (2 * keys_.size() > slots_.size()) grow();
-    return static_cast<int32_t>(keys_.size()) - 1;
+  void add(const Key* keys, int64_t count, int32_t* numbers) {
+    fetch(keys, count, 0);
+    for (int64_t i = 0; i < count; ++i) numbers[i] = i && keys[i] == keys[i - 1] ? numbers[i - 1] : add(keys[i]);
   }
-  int32_t number_of(int64_t key) const {  // -1: absent
-    const Slot& slot = const_cast<Numbering*>(this)->find(key);
-    return slot.key == key ? slot.number : -1;
+  // The numbers of keys + step; how many keys there are for those that are absent.
+  void find(const Key* keys, int64_t count, Key step, int32_t* numbers) const {
+    fetch(keys, count, step);
+    for (int64_t i = 0; i < count; ++i) {
+      const Slot& slot = slots_[place(keys[i] + step)];
+      numbers[i] = slot.key == kNone ? static_cast<int32_t>(keys_.size()) : slot.number;
+    }
   }
-  const std::vector<int64_t>& keys() const { return keys_; }
+  const std::vector<Key>& keys() const { return keys_; }
 
  private:
-  static constexpr int64_t kNone = -1;
+  static constexpr Key kNone = -1;
   struct Slot {
-    int64_t key;
+    Key key;
     int32_t number;
   };
   std::vector<Slot> slots_;
   int shift_;
-  std::vector<int64_t> keys_;
+  std::vector<Key> keys_;
 
-  Slot& find(int64_t key) {
-    const size_t mask = slots_.size() - 1;
-    size_t at = (static_cast<uint64_t>(key) * 0x9e3779b97f4a7c15u) >> shift_;
-    while (slots_[at].key != kNone && slots_[at].key != key) at = (at + 1) & mask;
-    return slots_[at];
+  size_t wanted(Key key) const { return (static_cast<uint64_t>(key) * 0x9e3779b97f4a7c15u) >> shift_; }
+  void fetch(const Key* keys, int64_t count, Key step) const {
+    for (int64_t i = 0; i < count; ++i) __builtin_prefetch(&slots_[wanted(keys[i] + step)]);
+  }
+  size_t place(Key key) const {
+    size_t at = wanted(key);
+    while (slots_[at].key != key && slots_[at].key != kNone) at = (at + 1) & (slots_.size() - 1);
+    return at;
+  }
+  int32_t add(Key key) {
+    Slot& slot = slots_[place(key)];
+    if (slot.key == key) return slot.number;
+    slot = {key, static_cast<int32_t>(keys_.size())};
+    keys_.push_back(key);
+    if (4 * keys_.size() > slots_.size()) grow();
+    return static_cast<int32_t>(keys_.size()) - 1;
   }
   void grow() {
-    slots_.assign(slots_.size() * 4, Slot{kNone, 0});
-    shift_ -= 2;
-    for (size_t i = 0; i < keys_.size(); ++i) find(keys_[i]) = {keys_[i], static_cast<int32_t>(i)};
+    slots_.assign(slots_.size() * 2, Slot{kNone, 0});
+    --shift_;
+    for (size_t i = 0; i < keys_.size(); ++i) slots_[place(keys_[i])] = {keys_[i], static_cast<int32_t>(i)};
   }
 };
 
-constexpr int kTile = 64;  // points that are worked on together
-
-#define SIMPLICES(d)                                                                            \
+#define SIMPLICES(d, Key)                                                                       \
   ADVCAM_CLONES static void simplices(const LatticeShape<d>& shape, const float (&f)[d][kTile], \
-                                      float (&w)[d + 1][kTile], int64_t (&k)[d + 1][kTile]) {   \
-    find_simplices<d, kTile>(shape, f, w, k);                                                   \
+                                      float (&w)[d + 1][kTile], Key(&k)[d + 1][kTile]) {        \
+    find_simplices<d, kTile, Key>(shape, f, w, k);                                              \
   }
-SIMPLICES(2)
-SIMPLICES(5)
+SIMPLICES(2, int32_t)
+SIMPLICES(2, int64_t)
+SIMPLICES(5, int32_t)
+SIMPLICES(5, int64_t)
 #undef SIMPLICES
 
 // kStart marks the first vertex of a chain.
@@ -109,12 +94,19 @@ struct Lattice {
     // Kraehenbuehl's code takes four points at a time. Those missing lie at 0; their vertices take part in the blur.
     points = n, stride = n + (n % 4 != 0);
     vertex = Array<int32_t>((d + 1) * stride), weight = Array<float>((d + 1) * stride);
-    const Array<int64_t> key((d + 1) * stride);
-    in_parallel(threads, (stride + kTile * 64 - 1) / (kTile * 64), [&](int64_t job) {
-      for (int64_t i = job * kTile * 64; i < std::min(stride, (job + 1) * kTile * 64); i += kTile) {
+    shape.bits < 32 ? build_keys<int32_t>(shape, fill, threads) : build_keys<int64_t>(shape, fill, threads);
+  }
+
+ private:
+  template <class Key, class Fill>
+  void build_keys(const LatticeShape<d>& shape, const Fill& fill, int threads) {
+    const Array<Key> key((d + 1) * stride);
+    constexpr int64_t kJob = kTile * 32;
+    in_parallel(threads, (stride + kJob - 1) / kJob, [&](int64_t job) {
+      for (int64_t i = job * kJob; i < std::min(stride, (job + 1) * kJob); i += kTile) {
         float f[d][kTile] = {}, w[d + 1][kTile];
-        int64_t k[d + 1][kTile];
-        if (i < n) fill(i, std::min<int64_t>(kTile, n - i), f);
+        Key k[d + 1][kTile];
+        if (i < points) fill(i, std::min<int64_t>(kTile, points - i), f);
         simplices(shape, f, w, k);
         const int64_t count = std::min<int64_t>(kTile, stride - i);
         for (int c = 0; c <= d; ++c) {
@@ -123,44 +115,71 @@ struct Lattice {
         }
       }
     });
-    Numbering numbers[d + 1];  // a colour's vertices are no other's: one job each
+    Numbering<Key> numbers[d + 1];      // a colour's vertices are no other's: one job each
+    std::vector<int32_t> first[d + 1];  // the point at which a vertex appeared
     in_parallel(threads, d + 1, [&](int64_t c) {
-      const int64_t* k = &key[c * stride];
       int32_t* v = &vertex[c * stride];
-      for (int64_t i = 0; i < stride; ++i) v[i] = i && k[i] == k[i - 1] ? v[i - 1] : numbers[c].add(k[i]);
+      for (int64_t i = 0; i < stride; i += kTile) {
+        const int64_t count = std::min<int64_t>(kTile, stride - i);
+        numbers[c].add(&key[c * stride + i], count, v + i);
+        for (int64_t k = i; k < i + count; ++k)
+          if (v[k] == static_cast<int64_t>(first[c].size())) first[c].push_back(static_cast<int32_t>(k));
+      }
     });
-    number_all(shape, numbers, threads);
+    renumber(shape, numbers, first, threads);
   }
 
- private:
-  void number_all(const LatticeShape<d>& shape, const Numbering (&numbers)[d + 1], int threads) {
-    int64_t first[d + 2] = {};  // of each colour's vertices
-    for (int c = 0; c <= d; ++c) first[c + 1] = first[c] + static_cast<int64_t>(numbers[c].keys().size());
-    vertices = first[d + 1];
-    chains = Array<uint32_t>((d + 1) * (vertices + 1));
-    in_parallel(threads, d + 1, [&](int64_t c) {
-      for (int64_t i = 0; i < stride; ++i) vertex[c * stride + i] += static_cast<int32_t>(first[c]);
-    });
-    in_parallel(threads, d + 1, [&](int64_t axis) {
-      const Array<int32_t> up(vertices);
-      std::vector<uint8_t> has_lower(vertices, 0);
+  // Numbers all colours' vertices together, in the order of the points: those of a point lie side by side.
+  template <class Key>
+  void renumber(const LatticeShape<d>& shape, const Numbering<Key> (&numbers)[d + 1],
+                const std::vector<int32_t> (&first)[d + 1], int threads) {
+    std::vector<int32_t> number[d + 1];
+    size_t at[d + 1] = {};
+    for (int c = 0; c <= d; ++c) number[c].resize(first[c].size() + 1);
+    vertices = 0;
+    for (int64_t point = 0; point < stride;) {
+      int64_t next = stride;
       for (int c = 0; c <= d; ++c) {
-        const int above = c == d ? 0 : c + 1;
-        const int64_t step = shape.up(static_cast<int>(axis), c);
-        for (int64_t i = first[c]; i < first[c + 1]; ++i) {
-          const int32_t found = numbers[above].number_of(numbers[c].keys()[i - first[c]] + step);
-          up[i] = found < 0 ? -1 : static_cast<int32_t>(first[above]) + found;
-          if (found >= 0) has_lower[up[i]] = 1;
+        if (at[c] < first[c].size() && first[c][at[c]] == point) number[c][at[c]++] = static_cast<int32_t>(vertices++);
+        if (at[c] < first[c].size()) next = std::min<int64_t>(next, first[c][at[c]]);
+      }
+      point = next;
+    }
+    for (int c = 0; c <= d; ++c) number[c].back() = static_cast<int32_t>(vertices);  // of those that are absent
+    in_parallel(threads, d + 1, [&](int64_t c) {
+      int32_t* v = &vertex[c * stride];
+      for (int64_t i = 0; i < stride; ++i) v[i] = number[c][v[i]];
+    });
+    chains = Array<uint32_t>((d + 1) * (vertices + 1));
+    in_parallel(threads, d + 1, [&](int64_t axis) { link(shape, numbers, number, static_cast<int>(axis)); });
+  }
+
+  template <class Key>
+  void link(const LatticeShape<d>& shape, const Numbering<Key> (&numbers)[d + 1],
+            const std::vector<int32_t> (&number)[d + 1], int axis) {
+    const Array<int32_t> up(vertices);
+    std::vector<uint8_t> has_lower(vertices + 1, 0);
+    for (int c = 0; c <= d; ++c) {
+      const int above = c == d ? 0 : c + 1;
+      const std::vector<Key>& keys = numbers[c].keys();
+      for (size_t i = 0; i < keys.size(); i += kTile) {
+        int32_t found[kTile];
+        const int64_t count = std::min<int64_t>(kTile, keys.size() - i);
+        numbers[above].find(&keys[i], count, static_cast<Key>(shape.up(axis, c)), found);
+        for (int64_t k = 0; k < count; ++k) {
+          const int32_t higher = number[above][found[k]];
+          up[number[c][i + k]] = higher;
+          has_lower[higher] = 1;
         }
       }
-      uint32_t* chain = &chains[axis * (vertices + 1)];
-      for (int64_t i = 0; i < vertices; ++i) {
-        if (has_lower[i]) continue;
-        *chain++ = static_cast<uint32_t>(i) | kStart;
-        for (int32_t next = up[i]; next >= 0; next = up[next]) *chain++ = static_cast<uint32_t>(next);
-      }
-      *chain = kStart;
-    });
+    }
+    uint32_t* chain = &chains[axis * (vertices + 1)];
+    for (int64_t i = 0; i < vertices; ++i) {
+      if (has_lower[i]) continue;
+      *chain++ = static_cast<uint32_t>(i) | kStart;
+      for (int32_t next = up[i]; next < vertices; next = up[next]) *chain++ = static_cast<uint32_t>(next);
+    }
+    *chain = kStart;
   }
 };
 }  // namespace advcam::cpu

@@ -49,16 +49,22 @@ ADVCAM_INLINE void splat(Corners at, int count, const T* factor, const T* const*
 template <class T, int K, int kCorners>
 ADVCAM_INLINE void slice(Corners at, int count, const T* factor, T scale, const T* value, T* const* row) {
   using V = typename VectorOf<T, K>::type;
-  for (int n = 0; n < count; ++n) {
-    V sum{};
+  if constexpr (K == 1) {  // the vector is one of points
+    T sum[kTile] = {};
     for (int c = 0; c < kCorners; ++c)
-      sum += *reinterpret_cast<const V*>(value + int64_t{K} * at.vertex[c * at.stride + n]) *
-             static_cast<T>(at.weight[c * at.stride + n]);
-    sum *= scale * factor[n];
-    if constexpr (K == 1)
-      row[0][n] += sum;
-    else
+      for (int n = 0; n < count; ++n)
+        sum[n] += value[at.vertex[c * at.stride + n]] * static_cast<T>(at.weight[c * at.stride + n]);
+    for (int n = 0; n < count; ++n) sum[n] *= scale * factor[n];
+    for (int n = 0; n < count; ++n) row[0][n] += sum[n];
+  } else {
+    for (int n = 0; n < count; ++n) {
+      V sum{};
+      for (int c = 0; c < kCorners; ++c)
+        sum += *reinterpret_cast<const V*>(value + int64_t{K} * at.vertex[c * at.stride + n]) *
+               static_cast<T>(at.weight[c * at.stride + n]);
+      sum *= scale * factor[n];
       for (int k = 0; k < K; ++k) row[k][n] += sum[k];
+    }
   }
 }
 
