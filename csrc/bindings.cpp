@@ -14,6 +14,7 @@
 #include "climb_step.h"
 #include "dense_crf.h"
 #include "masked_relu.h"
+#include "permutohedral.h"
 #include "tensor_view.h"
 
 namespace advcam {
@@ -255,7 +256,8 @@ void masked_relu_backward(py::handle gradient_, py::handle bits_, Stream stream,
 }
 
 void dense_crf(py::handle images_, py::handle unary_, py::handle probability_, int64_t steps,
-               std::array<float, 2> gaussian, std::array<float, 3> bilateral, Stream stream, int threads) {
+               std::array<float, 2> gaussian, std::array<float, 3> bilateral, py::handle workspace, Stream stream,
+               int threads) {
   TensorView images("images", images_), unary("unary", unary_), probability("probability", probability_);
   DenseCrf call{};
   call.dtype = unary.dtype({DType::f32, DType::f64});
@@ -274,13 +276,9 @@ void dense_crf(py::handle images_, py::handle unary_, py::handle probability_, i
   call.height = h, call.width = w, call.steps = steps;
   call.gaussian_sxy = gaussian[0], call.gaussian_weight = gaussian[1];
   call.bilateral_sxy = bilateral[0], call.bilateral_srgb = bilateral[1], call.bilateral_weight = bilateral[2];
-  const char* error;
-  {
-    py::gil_scoped_release released;
-    error = cpu::dense_crf(call, threads_or_all(threads));
-  }
-  if (error) throw py::value_error(error);
-  (void)stream;
+  if (const char* error = lattice_error(call)) throw py::value_error(error);
+  dispatch(call, images, workspace, cuda::DenseCrfWorkspace(call).bytes, stream, threads, &cpu::dense_crf,
+           CUDA_LAUNCHER(dense_crf));
 }
 }  // namespace
 
@@ -310,8 +308,14 @@ PYBIND11_MODULE(_C, m) {
         arg("num_threads") = 0);
   m.def("masked_relu_backward", &masked_relu_backward, "The gradient of masked_relu, in place; see csrc/masked_relu.h.",
         arg("gradient"), arg("bits"), arg("stream") = none, arg("num_threads") = 0);
+  m.def("dense_crf_workspace", [](int64_t sets, int64_t labels, int64_t height, int64_t width, bool f64) {
+    DenseCrf call{};
+    call.sets = sets, call.labels = labels, call.height = height, call.width = width;
+    call.dtype = f64 ? DType::f64 : DType::f32, call.gaussian_weight = call.bilateral_weight = 1;
+    return cuda::DenseCrfWorkspace(call).bytes;
+  });
   m.def("dense_crf", &dense_crf, "The kernel of advcam_fast.ops.dense_crf, into arrays; see csrc/dense_crf.h.",
         arg("images"), arg("unary"), arg("probability"), arg("steps"), arg("gaussian"), arg("bilateral"),
-        arg("stream") = none, arg("num_threads") = 0);
+        arg("workspace") = none, arg("stream") = none, arg("num_threads") = 0);
 }
 }  // namespace advcam

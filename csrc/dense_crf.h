@@ -25,7 +25,48 @@ struct DenseCrf {
 };
 
 namespace cpu {
-// Returns null, or what is wrong with the numbers in unary.
-const char* dense_crf(const DenseCrf&, int threads);
+// Throws std::invalid_argument for a NaN, a minus infinity or a pixel of nothing but infinities in unary.
+void dense_crf(const DenseCrf&, int threads);
 }  // namespace cpu
+namespace cuda {
+// Where in the workspace each array begins, in bytes. It has room for lattices whose points share no vertex, for how
+// many there are is known on the device alone; one lattice's arrays serve the other after it.
+struct DenseCrfWorkspace {
+  struct Part {
+    int64_t points, corners, slots;  // corners: (d + 1) * points, the most vertices
+    int64_t number, corner, weight, lower, upper, norm;
+  };
+  Part part[2];  // Gaussian, bilateral
+  int64_t key, count, sum, value, message, bytes;
+
+  explicit DenseCrfWorkspace(const DenseCrf& c) : bytes(0) {
+    const int64_t pixels = c.height * c.width, size = c.dtype == DType::f64 ? 8 : 4;
+    int64_t most_slots = 0, most_corners = 0;
+    for (int k = 0; k < 2; ++k) {
+      const bool used = (k ? c.bilateral_weight : c.gaussian_weight) != 0;
+      const int64_t axes = k ? 6 : 3, points = used ? pixels + (pixels % 4 != 0) : 0;
+      Part& p = part[k];
+      p.points = points, p.corners = axes * points, p.slots = 1;
+      while (p.slots * 4 < p.corners * 5) p.slots *= 2;
+      p.number = place(4 * p.slots), p.corner = place(4 * p.corners), p.weight = place(4 * p.corners);
+      p.lower = place(4 * axes * p.corners), p.upper = place(4 * axes * p.corners), p.norm = place(size * points);
+      most_slots = p.slots > most_slots ? p.slots : most_slots;
+      most_corners = p.corners > most_corners ? p.corners : most_corners;
+    }
+    key = place(8 * most_slots), count = place(2 * 256);
+    // 16 bytes of values a vertex, as many channels as they hold, and a sum of 64 bits for each
+    sum = place(16 / size * 8 * most_corners), value = place(16 * most_corners);
+    message = place(size * c.sets * c.labels * pixels);
+  }
+
+ private:
+  int64_t place(int64_t size) {
+    const int64_t at = bytes;
+    bytes += (size + 255) / 256 * 256;
+    return at;
+  }
+};
+// The workspace need not be cleared. A NaN in unary stays in its pixel. Returns null, or the text of the CUDA error.
+const char* dense_crf(const DenseCrf&, void* workspace, int device, void* stream);
+}  // namespace cuda
 }  // namespace advcam

@@ -58,10 +58,11 @@ struct LatticeShape {
 
   // What is added to the key of a vertex to get that of its neighbour, one step up along `axis`; its colour is one
   // more.
-  int64_t up(int axis, int colour) const {
-    int64_t all = 0;
-    for (int i = 0; i < d; ++i) all += i != axis ? int64_t(1) << shift[i] : 0;
-    return colour == d ? all : axis < d ? -(int64_t(1) << shift[axis]) : 0;
+  ADVCAM_BOTH int64_t up(int axis, int colour) const {
+    int64_t all = 0, own = 0;
+    ADVCAM_UNROLL
+    for (int i = 0; i < d; ++i) (i == axis ? own : all) += (i == axis ? -1 : 1) * (int64_t(1) << shift[i]);
+    return colour == d ? all : own;
   }
 };
 

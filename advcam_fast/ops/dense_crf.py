@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from advcam_fast._native import NATIVE
-from advcam_fast.ops.backend import define, fallback, stream_of
+from advcam_fast.ops.backend import define, fallback, stream_of, workspace
 
 UNKNOWN = 255  # of a label map: nothing is known of this pixel
 
@@ -29,10 +29,16 @@ def _run(
         steps,
         list(gaussian or (1.0, 0.0)),  # a weight of 0 is no kernel
         list(bilateral or (1.0, 1.0, 0.0)),
+        workspace(images, _workspace_bytes(unary)) if images.is_cuda else None,
         stream=stream_of(unary),
         num_threads=torch.get_num_threads(),
     )
     return probability
+
+
+def _workspace_bytes(unary: Tensor) -> int:
+    sets = unary.shape[1] if unary.ndim == 5 else 1
+    return NATIVE.dense_crf_workspace(sets, *unary.shape[-3:], unary.dtype == torch.float64)
 
 
 def _fake(

@@ -5,8 +5,7 @@
 #include "dense_crf.h"
 
 #include <algorithm>
-#include <exception>
-#include <memory>
+#include <stdexcept>
 #include <vector>
 
 #include "cpu/lattice.h"
@@ -272,7 +271,7 @@ void build(const DenseCrf& c, const uint8_t* image, Lattice<5>* lattice, int thr
 }
 
 template <class T>
-const char* run(const DenseCrf& c, int threads) {
+void run(const DenseCrf& c, int threads) {
   const int64_t pixels = c.height * c.width, size = c.sets * c.labels * pixels;
   const int image_threads = c.batch >= threads ? 1 : threads;  // images side by side, or the threads within an image
   Lattice<2> gaussian;
@@ -292,14 +291,14 @@ const char* run(const DenseCrf& c, int threads) {
     for (Kernel<T>& kernel : kernels) field.add_kernel(kernel, false);
     good[b] = field.run(static_cast<const T*>(c.unary) + b * size, static_cast<T*>(c.probability) + b * size);
   });
-  const bool all = std::find(good.begin(), good.end(), 0) == good.end();
-  return all ? nullptr : "unary: a NaN, a minus infinity or a pixel of nothing but infinities came, wanted is -log p";
+  if (std::find(good.begin(), good.end(), 0) != good.end())
+    throw std::invalid_argument(
+        "unary: a NaN, a minus infinity or a pixel of nothing but infinities came, wanted is -log p");
 }
 }  // namespace
 
-const char* dense_crf(const DenseCrf& c, int threads) {
-  if (c.batch * c.sets * c.height * c.width == 0) return nullptr;
-  if (const char* error = lattice_error(c)) return error;
-  return c.dtype == DType::f64 ? run<double>(c, threads) : run<float>(c, threads);
+void dense_crf(const DenseCrf& c, int threads) {
+  if (c.batch * c.sets * c.height * c.width == 0) return;
+  c.dtype == DType::f64 ? run<double>(c, threads) : run<float>(c, threads);
 }
 }  // namespace advcam::cpu

@@ -2,18 +2,24 @@
 #include "cam_accumulate.h"
 #include "climb_loss.h"
 #include "climb_step.h"
+#include "dense_crf.h"
 #include "executor.h"
 #include "masked_relu.h"
 
 extern "C" {
 
-// For the tests to compare with their own declarations of the arguments. [5]
+// For the tests to compare with their own declarations of the arguments. [6]
 void argument_bytes(int64_t* bytes) {
   bytes[0] = sizeof(advcam::ClimbStep);
   bytes[1] = sizeof(advcam::ClimbLoss);
   bytes[2] = sizeof(advcam::CamAccumulate);
   bytes[3] = sizeof(advcam::MaskedRelu);
   bytes[4] = sizeof(advcam::MaskedReluBackward);
+  bytes[5] = sizeof(advcam::DenseCrf);
+}
+
+int64_t dense_crf_workspace(const advcam::DenseCrf* arguments) {
+  return advcam::cuda::DenseCrfWorkspace(*arguments).bytes;
 }
 
 const char* climb_step(const advcam::ClimbStep* arguments, void* workspace, int device) {
@@ -34,6 +40,10 @@ const char* masked_relu(const advcam::MaskedRelu* arguments, void* workspace, in
 
 const char* masked_relu_backward(const advcam::MaskedReluBackward* arguments, void* workspace, int device) {
   return advcam::cuda::masked_relu_backward(*arguments, workspace, device, nullptr);
+}
+
+const char* dense_crf(const advcam::DenseCrf* arguments, void* workspace, int device) {
+  return advcam::cuda::dense_crf(*arguments, workspace, device, nullptr);
 }
 
 int64_t launch_count() { return static_cast<int64_t>(executor::launches.size()); }
