@@ -36,7 +36,8 @@ def implementations(case: Case, device: str, compiled: bool) -> dict[str, Callab
     if device == "cuda" and backend_of(device) == "native" and has_triton():
         from advcam_fast.ops import triton
 
-        found["triton"] = lambda _: getattr(triton, case.stem)
+        if hasattr(triton, case.stem):
+            found["triton"] = lambda _: getattr(triton, case.stem)
     if compiled:
         torch.compiler.reset()
         found["compiled"] = lambda arguments: torch.compile(case.eager(arguments), dynamic=False)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from advcam_fast.ops import reference
+from advcam_fast.ops import hard_unary, reference
 
 Arguments = dict[str, Any]  # by the parameter names that ops.<stem>, reference.<stem> and triton.<stem> share
 SCALED_MAPS = ((12, 16), (24, 32), (36, 47), (47, 63))  # of 375x500 at the scales 0.5, 1, 1.5, 2 and stride 16
@@ -146,6 +147,25 @@ def _relu_backward_of_torch(arguments: Arguments) -> Callable[..., Any]:
     return run
 
 
+def _crf(labels: int) -> Callable[[Source, int], Arguments]:
+    """Two of IRN's ten steps, which amplify rounding too much to be checked; blurred noise for photographs."""
+
+    def make(source: Source, pairs: int) -> Arguments:
+        height, width = source.side(375), source.side(500)
+        coarse = source.uniform(pairs, 3, height // 8 + 1, width // 8 + 1)
+        smooth = F.interpolate(coarse, (height, width), mode="bicubic") + 0.02 * source.normal(pairs, 3, height, width)
+        cells = F.interpolate(source.uniform(pairs, 1, height // 32 + 1, width // 32 + 1), (height, width))[:, 0]
+        return {
+            "images": (smooth.clamp(0, 1) * 255).to(torch.uint8).movedim(1, 3).contiguous(),
+            "unary": hard_unary((cells * labels).long().clamp(max=labels - 1), labels),
+            "steps": 2,
+            "gaussian": (3.0, 3.0),
+            "bilateral": (50.0, 5.0, 10.0),
+        }
+
+    return make
+
+
 CASES = (
     Case("climb_step", "375x500 fp32", _step(None)),
     Case("climb_step", "375x500 bf16 gradient", _step(torch.bfloat16)),
@@ -156,6 +176,8 @@ CASES = (
     Case("cam_accumulate", "4 scales to 375x500", _scales),
     Case("masked_relu", "256x94x125 fp32 with bits", _relu, _relu_of_torch),
     Case("masked_relu_backward", "256x94x125 fp32", _relu_backward, _relu_backward_of_torch),
+    Case("dense_crf", "2 labels 375x500", _crf(2)),
+    Case("dense_crf", "21 labels 375x500", _crf(21)),
 )
 
 
@@ -170,6 +192,8 @@ def outputs(stem: str, run: Callable[..., Any], arguments: Arguments) -> dict[st
         return {"x": arguments["x"]} | ({} if result is None else {"bits": result})
     if stem == "masked_relu_backward":  # torch's is not in place
         return {"gradient": arguments["gradient"] if result is None else result}
+    if stem == "dense_crf":
+        return {"probability": result}
     written = {"image": arguments["image"], "largest": result}
     network_input = arguments["network_input"]
     return written if network_input is None else written | {"network_input": network_input}

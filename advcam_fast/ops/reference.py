@@ -169,21 +169,32 @@ class _Lattice:
         if points % 4:  # Krähenbühl's code takes four points at a time; those missing lie at 0 and have vertices too
             features = torch.cat([features, features.new_zeros(1, d)])
         keys, weights = _simplices(features)
-        vertices, index = torch.unique(keys.reshape(-1, d), dim=0, return_inverse=True)
+        keys = keys.reshape(-1, d)
+        self.low, self.span = keys.amin(0) // (d + 1) - 2, (keys.amax(0) - keys.amin(0)) // (d + 1) + 5
+        packed, index = torch.unique(self._pack(keys), return_inverse=True)
+        vertices = torch.empty(len(packed), d, dtype=torch.int64, device=keys.device)
+        vertices[index] = keys
         self.count = len(vertices)
         self.index, self.weights = index.view(-1, d + 1)[:points], weights[:points]
         self.neighbours = []
         for axis in range(d + 1):
             step = torch.ones(d, dtype=torch.int64, device=keys.device)
             step[axis : axis + 1] = -d
-            self.neighbours.append([self._find(vertices, vertices + sign * step) for sign in (-1, 1)])
+            self.neighbours.append([self._find(packed, vertices + sign * step) for sign in (-1, 1)])
 
-    def _find(self, vertices: Tensor, wanted: Tensor) -> Tensor:
+    def _pack(self, keys: Tensor) -> Tensor:
+        """[N, d] -> [N]: one number for the colour, which a vertex's coordinates are equal to modulo d + 1, and each."""
+        d = keys.shape[1]
+        packed = colour = keys[:, 0] % (d + 1)
+        for i in range(d):
+            packed = packed * self.span[i] + (keys[:, i] - colour) // (d + 1) - self.low[i]
+        return packed
+
+    def _find(self, packed: Tensor, wanted: Tensor) -> Tensor:
         """Their numbers among the vertices, `count` for those that are absent."""
-        both, index = torch.unique(torch.cat([vertices, wanted]), dim=0, return_inverse=True)
-        number = index.new_full((len(both),), self.count)
-        number[index[: self.count]] = torch.arange(self.count, device=index.device)
-        return number[index[self.count :]]
+        wanted = self._pack(wanted)
+        found = torch.searchsorted(packed, wanted).clamp(max=self.count - 1)
+        return torch.where(packed[found] == wanted, found, self.count)
 
     def filter(self, values: Tensor) -> Tensor:  # [N, channels]
         d, weights = self.index.shape[1] - 1, self.weights.to(values.dtype)

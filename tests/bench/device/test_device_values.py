@@ -6,6 +6,7 @@ import pytest
 import test_cam_accumulate
 import test_climb_loss
 import test_climb_step
+import test_dense_crf
 import test_masked_relu
 import torch
 from agreement import check
@@ -72,6 +73,16 @@ def test_masked_relu_values(agree, dtype, shape) -> None:
         agree("masked_relu", dict(x=x, bias=bias, residual=residual, ceiling=ceiling, valid=valid, save=True))
     bits = torch.randint(0, 256, ((x.numel() + 7) // 8,), dtype=torch.uint8)
     agree("masked_relu_backward", dict(gradient=x, bits=bits))
+
+
+@pytest.mark.parametrize("options", test_dense_crf.KERNELS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_dense_crf_values(agree, dtype, options) -> None:
+    for size in test_dense_crf.SIZES:
+        for labels, sets in ((1, None), (3, None), (10, 2)):
+            images, unary = test_dense_crf.case(size, labels, sets=sets, dtype=dtype, dark=8)
+            kernels = dict(gaussian=(3.0, 3.0), bilateral=(50.0, 5.0, 10.0)) | options
+            agree("dense_crf", dict(images=images, unary=unary, steps=2, **kernels))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.stem}, {case.name}")
