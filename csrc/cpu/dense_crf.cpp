@@ -1,7 +1,8 @@
-// dense_crf on a CPU. All labels but the last are filtered: probabilities sum to one, so the last label's message is
-// the filtered one less the others'. A step goes over the pixels once: slice, softmax and the next splat of a tile that
-// stays in first-level cache. With several threads the splat waits for the softmax of all pixels and is cut by the
-// colours of the vertices, since a pixel has one vertex of each; a vertex then sums the same values in the same order.
+// dense_crf on a CPU. What is filtered is each label's probability less the last label's, one channel fewer than there
+// are labels: softmax looks at differences alone. A step goes over the pixels once: slice, softmax and the next splat
+// of a tile that stays in first-level cache. With several threads the splat waits for the softmax of all pixels and is
+// cut by the colours of the vertices, since a pixel has one vertex of each; a vertex then sums the same values in the
+// same order.
 #include "dense_crf.h"
 
 #include <algorithm>
@@ -90,41 +91,29 @@ class MeanField {
         tiles_((pixels_ + kTile - 1) / kTile),
         rows_(c.sets * c.labels + 1),
         blocks_(blocks_of(c.sets, c.labels)),
-        total_(pixels_),
-        tile_rows_((threads > 1 ? tiles_ : 1) * rows_ * kTile) {
-    std::fill_n(total_.get(), pixels_, T(0));
-  }
+        tile_rows_((threads > 1 ? tiles_ : 1) * rows_ * kTile) {}
 
-  // The normalisation of a kernel, and its share of the sum of all messages.
-  void add_kernel(Kernel<T>& kernel, bool normed) {
-    const Array<T> value(kernel.vertices), ones(pixels_), filtered(pixels_);
+  // The normalisation of a kernel, F(1)^-1/2.
+  void add_norm(Kernel<T>& kernel) {
+    const Array<T> value(kernel.vertices), ones(pixels_);
     std::fill_n(ones.get(), pixels_, T(1));
-    if (!normed) {
-      kernel.norm = Array<T>(pixels_);
-      filter_one(kernel, ones.get(), ones.get(), T(1) / (T(1) + T(1) / T(1 << (kernel.corners - 1))), value.get(),
-                 kernel.norm.get());
-      for (int64_t i = 0; i < pixels_; ++i) kernel.norm[i] = T(1) / std::sqrt(kernel.norm[i] + T(1e-20));
-    }
-    filter_one(kernel, ones.get(), kernel.norm.get(), kernel.scale, value.get(), filtered.get());
-    for (int64_t i = 0; i < pixels_; ++i) total_[i] += filtered[i];
+    kernel.norm = Array<T>(pixels_);
+    filter_one(kernel, ones.get(), value.get(), kernel.norm.get());
+    for (int64_t i = 0; i < pixels_; ++i) kernel.norm[i] = T(1) / std::sqrt(kernel.norm[i] + T(1e-20));
   }
 
   bool run(const T* unary, T* out) {
     for (const Kernel<T>& kernel : kernels_)
       for (const Block& block : blocks_) values_.emplace_back(kernel.vertices * block.width);
-    const Array<T> none(pixels_);
-    std::fill_n(none.get(), pixels_, T(0));
     std::vector<uint8_t> good((tiles_ + kTilesOfJob - 1) / kTilesOfJob, 1);
     for (int64_t step = 0; step <= c_.steps; ++step) {
       const bool last = step == c_.steps;
       if (step) blur_now();
       if (!last) clear_next();
-      in_parallel(threads_, good.size(), [&](int64_t job) {
-        for (int64_t t = job * kTilesOfJob; t < std::min(tiles_, (job + 1) * kTilesOfJob); ++t) {
-          good[job] &= update(t, step > 0, (step ? total_ : none).get() + t * kTile, unary);
-          if (last) give(t, out);
-          if (!last && threads_ == 1) splat_tile(t);
-        }
+      for_tiles([&](int64_t t) {
+        good[t / kTilesOfJob] &= update(t, step > 0, last, unary);
+        if (last) give(t, out);
+        if (!last && threads_ == 1) splat_tile(t);
       });
       if (std::find(good.begin(), good.end(), 0) != good.end()) return false;
       if (!last && threads_ > 1) splat_all();
@@ -140,27 +129,28 @@ class MeanField {
   const int64_t pixels_, tiles_, rows_;
   const std::vector<Block> blocks_;
   std::vector<Values<T>> values_;  // [kernels, blocks]
-  const Array<T> total_;           // [pixels]  the sum of all labels' messages
   const Array<T> tile_rows_;       // [tiles, rows, kTile], one tile if it stays in cache
 
   int count(int64_t tile) const { return static_cast<int>(std::min<int64_t>(kTile, pixels_ - tile * kTile)); }
+  template <class Each>
+  void for_tiles(const Each& each) const {
+    in_parallel(threads_, (tiles_ + kTilesOfJob - 1) / kTilesOfJob, [&](int64_t job) {
+      for (int64_t t = job * kTilesOfJob; t < std::min(tiles_, (job + 1) * kTilesOfJob); ++t) each(t);
+    });
+  }
   T* tile_at(int64_t tile) const { return tile_rows_.get() + (threads_ > 1 ? tile * rows_ * kTile : 0); }
 
-  void filter_one(const Kernel<T>& kernel, const T* ones, const T* factor, T scale, T* value, T* out) {
+  void filter_one(const Kernel<T>& kernel, const T* ones, T* value, T* out) {
+    const bool small = kernel.corners == 3;
+    const T alpha = T(1) / (T(1) + T(1) / T(1 << (kernel.corners - 1)));
     std::fill_n(value, kernel.vertices, T(0));
     std::fill_n(out, pixels_, T(0));
-    for (int64_t t = 0; t < tiles_; ++t) {
-      const T* row = ones;
-      (kernel.corners == 3 ? Leaves<T>::splat3 : Leaves<T>::splat6)[0](kernel.at(t * kTile), count(t),
-                                                                       factor + t * kTile, &row, value);
-    }
+    for (int64_t t = 0; t < tiles_; ++t)
+      (small ? Leaves<T>::splat3 : Leaves<T>::splat6)[0](kernel.at(t * kTile), count(t), ones, &ones, value);
     blur_all(kernel, 0, value, threads_);
-    in_parallel(threads_, (tiles_ + kTilesOfJob - 1) / kTilesOfJob, [&](int64_t job) {
-      for (int64_t t = job * kTilesOfJob; t < std::min(tiles_, (job + 1) * kTilesOfJob); ++t) {
-        T* row = out + t * kTile;
-        (kernel.corners == 3 ? Leaves<T>::slice3 : Leaves<T>::slice6)[0](kernel.at(t * kTile), count(t),
-                                                                         factor + t * kTile, scale, value, &row);
-      }
+    for_tiles([&](int64_t t) {
+      T* row = out + t * kTile;
+      (small ? Leaves<T>::slice3 : Leaves<T>::slice6)[0](kernel.at(t * kTile), count(t), ones, alpha, value, &row);
     });
   }
 
@@ -177,7 +167,7 @@ class MeanField {
   }
 
   // Slices the tile and turns its messages into probabilities, in its rows.
-  bool update(int64_t tile, bool sliced, const T* total, const T* unary) {
+  bool update(int64_t tile, bool sliced, bool last, const T* unary) {
     T* rows = tile_at(tile);
     std::fill_n(rows, rows_ * kTile, T(0));
     size_t v = 0;
@@ -193,8 +183,8 @@ class MeanField {
     }
     bool good = true;
     for (int64_t s = 0; s < c_.sets; ++s)
-      good &= normalise_(rows + s * c_.labels * kTile, c_.labels, total, unary + s * c_.labels * pixels_ + tile * kTile,
-                         pixels_, count(tile));
+      good &= normalise_(rows + s * c_.labels * kTile, c_.labels, unary + s * c_.labels * pixels_ + tile * kTile,
+                         pixels_, count(tile), !last);
     return good;
   }
 
@@ -288,7 +278,7 @@ void run(const DenseCrf& c, int threads) {
       kernels.back().look_at(bilateral, c.bilateral_weight);
     }
     MeanField<T> field(c, kernels, image_threads);
-    for (Kernel<T>& kernel : kernels) field.add_kernel(kernel, false);
+    for (Kernel<T>& kernel : kernels) field.add_norm(kernel);
     good[b] = field.run(static_cast<const T*>(c.unary) + b * size, static_cast<T*>(c.probability) + b * size);
   });
   if (std::find(good.begin(), good.end(), 0) != good.end())

@@ -80,6 +80,7 @@ SIMPLICES(5, int64_t)
 
 // kStart marks the first vertex of a chain.
 constexpr uint32_t kStart = 0x80000000u;
+constexpr int kSlack = 16;  // behind the arrays that are looked into ahead of time
 
 template <int d>
 struct Lattice {
@@ -93,7 +94,7 @@ struct Lattice {
   void build(int64_t n, const LatticeShape<d>& shape, const Fill& fill, int threads) {
     // Kraehenbuehl's code takes four points at a time. Those missing lie at 0; their vertices take part in the blur.
     points = n, stride = n + (n % 4 != 0);
-    vertex = Array<int32_t>((d + 1) * stride), weight = Array<float>((d + 1) * stride);
+    vertex = Array<int32_t>((d + 1) * stride + kSlack), weight = Array<float>((d + 1) * stride);
     shape.bits < 32 ? build_keys<int32_t>(shape, fill, threads) : build_keys<int64_t>(shape, fill, threads);
   }
 
@@ -150,7 +151,9 @@ struct Lattice {
       int32_t* v = &vertex[c * stride];
       for (int64_t i = 0; i < stride; ++i) v[i] = number[c][v[i]];
     });
-    chains = Array<uint32_t>((d + 1) * (vertices + 1));
+    chains = Array<uint32_t>((d + 1) * (vertices + 1) + kSlack);
+    std::fill_n(&vertex[(d + 1) * stride], kSlack, 0);
+    std::fill_n(&chains[(d + 1) * (vertices + 1)], kSlack, 0);
     in_parallel(threads, d + 1, [&](int64_t axis) { link(shape, numbers, number, static_cast<int>(axis)); });
   }
 

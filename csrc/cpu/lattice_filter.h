@@ -28,11 +28,19 @@ struct Corners {
   int64_t stride;
 };
 
+// The vertices of a point to come; of no point, behind the last one.
+constexpr int kAhead = 4;
+template <class T, int K, int kCorners>
+ADVCAM_INLINE void fetch(Corners at, int64_t n, const T* value) {
+  for (int c = 0; c < kCorners; ++c) __builtin_prefetch(value + int64_t{K} * at.vertex[c * at.stride + n], 1);
+}
+
 // Adds the tile to the vertices: value[vertex] += weight * factor * row.
 template <class T, int K, int kCorners>
 ADVCAM_INLINE void splat(Corners at, int count, const T* factor, const T* const* row, T* __restrict value) {
   using V = typename VectorOf<T, K>::type;
   for (int n = 0; n < count; ++n) {
+    if constexpr (K > 4) fetch<T, K, kCorners>(at, n + kAhead, value);
     V q;
     if constexpr (K == 1)
       q = row[0][n] * factor[n];
@@ -58,6 +66,7 @@ ADVCAM_INLINE void slice(Corners at, int count, const T* factor, T scale, const 
     for (int n = 0; n < count; ++n) row[0][n] += sum[n];
   } else {
     for (int n = 0; n < count; ++n) {
+      if constexpr (K > 4) fetch<T, K, kCorners>(at, n + kAhead, value);
       V sum{};
       for (int c = 0; c < kCorners; ++c)
         sum += *reinterpret_cast<const V*>(value + int64_t{K} * at.vertex[c * at.stride + n]) *
@@ -78,6 +87,7 @@ ADVCAM_INLINE void blur(const uint32_t* first, const uint32_t* last, T* value) {
   V lower{}, middle = *here;
   for (const uint32_t* chain = first; chain != last; ++chain) {
     const uint32_t next = chain[1];
+    if constexpr (K > 2) __builtin_prefetch(value + int64_t{K} * (chain[kSlack] & ~kStart), 1);
     V* there = reinterpret_cast<V*>(value + int64_t{K} * (next & ~kStart));
     const V upper = *there;
     const T keep = kKeep[next >> 31];
@@ -103,22 +113,21 @@ ADVCAM_INLINE float exp_of_negative(float x) {
 }
 ADVCAM_INLINE double exp_of_negative(double x) { return std::exp(x); }
 
-// rows [labels, kTile]: messages of all labels but the last come, probabilities leave; the last message is what is left
-// of their sum `total`. Returns false if a pixel's unary energies are no distribution.
+// rows [labels, kTile]: messages of all labels but the last come, each less that of the last label, which softmax does
+// not mind. Leave: the probabilities, or, `differences`, those of all labels but the last less that of the last one,
+// whose filter gives the next messages. Returns false if a pixel's unary energies are no distribution.
 template <class T>
-ADVCAM_INLINE bool normalise(T* __restrict rows, int64_t labels, const T* __restrict total, const T* __restrict unary,
-                             int64_t pixels, int count) {
+ADVCAM_INLINE bool normalise(T* __restrict rows, int64_t labels, const T* __restrict unary, int64_t pixels, int count,
+                             bool differences) {
   T most[kTile], sum[kTile];
   T* __restrict last = rows + (labels - 1) * kTile;
-  for (int n = 0; n < count; ++n) last[n] = total[n];
-  for (int64_t l = 0; l + 1 < labels; ++l)
-    for (int n = 0; n < count; ++n) last[n] -= rows[l * kTile + n];
-  for (int64_t l = 0; l < labels; ++l) {
+  for (int n = 0; n < count; ++n) last[n] = most[n] = -unary[(labels - 1) * pixels + n];
+  for (int64_t l = 0; l + 1 < labels; ++l) {
     T* __restrict row = rows + l * kTile;
     const T* __restrict u = unary + l * pixels;
     for (int n = 0; n < count; ++n) {
       row[n] -= u[n];
-      most[n] = l == 0 || row[n] > most[n] ? row[n] : most[n];
+      most[n] = row[n] > most[n] ? row[n] : most[n];
     }
   }
   for (int n = 0; n < count; ++n) sum[n] = 0;
@@ -134,8 +143,10 @@ ADVCAM_INLINE bool normalise(T* __restrict rows, int64_t labels, const T* __rest
     good &= sum[n] >= T(1);
     sum[n] = T(1) / sum[n];
   }
-  for (int64_t l = 0; l < labels; ++l)
-    for (int n = 0; n < count; ++n) rows[l * kTile + n] *= sum[n];
+  for (int64_t l = 0; l + 1 < labels; ++l)
+    for (int n = 0; n < count; ++n)
+      rows[l * kTile + n] = (rows[l * kTile + n] - (differences ? last[n] : T(0))) * sum[n];
+  for (int n = 0; n < count; ++n) last[n] *= sum[n];
   return good;
 }
 
@@ -167,8 +178,8 @@ using Blur = void (*)(const uint32_t*, const uint32_t*, T*);
   ADVCAM_CHANNELS(T, 4)                                                                                   \
   ADVCAM_CHANNELS(T, 8)                                                                                   \
   ADVCAM_CHANNELS(T, 16)                                                                                  \
-  ADVCAM_CLONES static bool normalise_(T* r, int64_t l, const T* t, const T* u, int64_t p, int n) {       \
-    return normalise(r, l, t, u, p, n);                                                                   \
+  ADVCAM_CLONES static bool normalise_(T* r, int64_t l, const T* u, int64_t p, int n, bool d) {           \
+    return normalise(r, l, u, p, n, d);                                                                   \
   }                                                                                                       \
   template <>                                                                                             \
   struct Leaves<T> {                                                                                      \
