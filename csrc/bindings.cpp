@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -9,8 +10,10 @@
 #include "cam_accumulate.h"
 #include "climb_loss.h"
 #include "climb_step.h"
+#include "dense_crf.h"
 #include "dispatch.h"
 #include "masked_relu.h"
+#include "permutohedral.h"
 #include "tensor_view.h"
 
 namespace advcam {
@@ -200,6 +203,32 @@ void masked_relu_backward(py::handle gradient_, py::handle bits_, Stream stream,
   dispatch(call, gradient, py::none(), 0, stream, threads, &cpu::masked_relu_backward,
            CUDA_LAUNCHER(masked_relu_backward));
 }
+
+void dense_crf(py::handle images_, py::handle unary_, py::handle probability_, int64_t steps,
+               std::array<float, 2> gaussian, std::array<float, 3> bilateral, py::handle workspace, Stream stream,
+               int threads) {
+  TensorView images("images", images_), unary("unary", unary_), probability("probability", probability_);
+  DenseCrf call{};
+  call.dtype = unary.dtype({DType::f32, DType::f64});
+  images.byte();
+  if (images.ndim != 4 || images.shape[3] != 3)
+    throw py::value_error("images: shape " + images.shape_text() + " came, wanted is (batch, height, width, 3)");
+  const int64_t batch = images.shape[0], h = images.shape[1], w = images.shape[2];
+  if (unary.ndim != 5 || unary.shape[2] < 1)
+    throw py::value_error("unary: shape " + unary.shape_text() + " came, wanted is (batch, sets, labels >= 1, h, w)");
+  unary.has_shape({batch, unary.shape[1], unary.shape[2], h, w}), unary.on_device_of(images);
+  probability.same_layout_as(unary), probability.dtype({call.dtype}), probability.writable();
+  for (const TensorView* v : {&images, &unary}) v->contiguous();
+  if (unary.numel == 0) return;
+  call.images = static_cast<const uint8_t*>(images.data), call.unary = unary.data;
+  call.probability = probability.data, call.batch = batch, call.sets = unary.shape[1], call.labels = unary.shape[2];
+  call.height = h, call.width = w, call.steps = steps;
+  call.gaussian_sxy = gaussian[0], call.gaussian_weight = gaussian[1];
+  call.bilateral_sxy = bilateral[0], call.bilateral_srgb = bilateral[1], call.bilateral_weight = bilateral[2];
+  if (const char* error = lattice_error(call)) throw py::value_error(error);
+  dispatch(call, images, workspace, cuda::DenseCrfWorkspace(call).bytes, stream, threads, &cpu::dense_crf,
+           CUDA_LAUNCHER(dense_crf));
+}
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -229,5 +258,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("masked_relu_backward", &masked_relu_backward, "The gradient of masked_relu, in place; see csrc/masked_relu.h.",
         arg("gradient"), arg("bits"), arg("stream") = none, arg("num_threads") = 0);
   bind_walk(m);
+  m.def("dense_crf_workspace", [](int64_t sets, int64_t labels, int64_t height, int64_t width, bool f64) {
+    DenseCrf call{};
+    call.sets = sets, call.labels = labels, call.height = height, call.width = width;
+    call.dtype = f64 ? DType::f64 : DType::f32, call.gaussian_weight = call.bilateral_weight = 1;
+    return cuda::DenseCrfWorkspace(call).bytes;
+  });
+  m.def("dense_crf", &dense_crf, "The kernel of advcam_fast.ops.dense_crf, into arrays; see csrc/dense_crf.h.",
+        arg("images"), arg("unary"), arg("probability"), arg("steps"), arg("gaussian"), arg("bilateral"),
+        arg("workspace") = none, arg("stream") = none, arg("num_threads") = 0);
 }
 }  // namespace advcam

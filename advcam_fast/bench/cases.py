@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from advcam_fast.ops import reference
+from advcam_fast.ops import hard_unary, reference
 
 Arguments = dict[str, Any]  # by the parameter names that ops.<stem>, reference.<stem> and triton.<stem> share
 SCALED_MAPS = ((12, 16), (24, 32), (36, 47), (47, 63))  # of 375x500 at the scales 0.5, 1, 1.5, 2 and stride 16
@@ -164,6 +165,25 @@ def _walk(height: int, width: int) -> Callable[[Source, int], Arguments]:
     return make
 
 
+def _crf(labels: int) -> Callable[[Source, int], Arguments]:
+    """Two of IRN's ten steps, which amplify rounding too much to be checked; blurred noise for photographs."""
+
+    def make(source: Source, pairs: int) -> Arguments:
+        height, width = source.side(375), source.side(500)
+        coarse = source.uniform(pairs, 3, height // 8 + 1, width // 8 + 1)
+        smooth = F.interpolate(coarse, (height, width), mode="bicubic") + 0.02 * source.normal(pairs, 3, height, width)
+        cells = F.interpolate(source.uniform(pairs, 1, height // 32 + 1, width // 32 + 1), (height, width))[:, 0]
+        return {
+            "images": (smooth.clamp(0, 1) * 255).to(torch.uint8).movedim(1, 3).contiguous(),
+            "unary": hard_unary((cells * labels).long().clamp(max=labels - 1), labels),
+            "steps": 2,
+            "gaussian": (3.0, 3.0),
+            "bilateral": (50.0, 5.0, 10.0),
+        }
+
+    return make
+
+
 def _dense_walk(arguments: Arguments) -> Callable[..., Any]:
     """As released: the N x N matrix squared eight times. What it takes to build the matrix is not counted."""
     boundary = arguments["boundary"]
@@ -236,6 +256,8 @@ CASES = (
     Case("random_walk", "32x42 against the dense power", _walk(32, 42), _dense_walk, compiles=False, peer_error=1e-3),
     Case("color_walk", "94x125 32 steps", _color_walk, compiles=False),
     Case("centroid_walk", "94x125 300 steps", _wells, _numpy_steps, compiles=False),
+    Case("dense_crf", "2 labels 375x500", _crf(2)),
+    Case("dense_crf", "21 labels 375x500", _crf(21)),
 )
 
 
@@ -254,6 +276,8 @@ def outputs(stem: str, run: Callable[..., Any], arguments: Arguments) -> dict[st
         return {"walked": result}
     if stem == "centroid_walk":
         return dict(zip(("centroids", "labels"), result, strict=True))
+    if stem == "dense_crf":
+        return {"probability": result}
     written = {"image": arguments["image"], "largest": result}
     network_input = arguments["network_input"]
     return written if network_input is None else written | {"network_input": network_input}

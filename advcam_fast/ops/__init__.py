@@ -5,6 +5,7 @@ from advcam_fast.ops.centroid_walk import CentroidWalk, centroid_walk
 from advcam_fast.ops.climb_loss import ClimbLoss, climb_loss
 from advcam_fast.ops.climb_step import climb_step
 from advcam_fast.ops.color_walk import color_walk
+from advcam_fast.ops.dense_crf import dense_crf, hard_unary
 from advcam_fast.ops.masked_relu import masked_relu, masked_relu_backward
 from advcam_fast.ops.random_walk import random_walk
 
@@ -16,6 +17,8 @@ __all__ = [
     "climb_loss",
     "climb_step",
     "color_walk",
+    "dense_crf",
+    "hard_unary",
     "masked_relu",
     "masked_relu_backward",
     "random_walk",

@@ -46,7 +46,8 @@ def fallback(stem: str, device_type: str) -> Callable[..., Any] | None:
     if backend == "triton":
         from advcam_fast.ops import triton
 
-        return getattr(triton, stem)
+        if hasattr(triton, stem):
+            return getattr(triton, stem)
     return getattr(reference, stem)
 
 

@@ -130,3 +130,113 @@ def masked_relu_backward(gradient: Tensor, bits: Tensor) -> Tensor:
     rows = _rows(gradient)
     rows.copy_(torch.where(flags.flatten()[: rows.numel()].view(rows.shape) != 0, rows, 0))
     return gradient
+
+
+def _simplices(features: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 [N, d] -> the d + 1 vertices around each point, as int64 keys [N, d + 1, d], and their weights.
+
+    All in float32 and in the order of Krähenbühl's code: another rounding puts points into other simplices.
+    """
+    points, d = features.shape
+    deviation = torch.tensor((2 / 3) ** 0.5 * (d + 1), dtype=torch.float32).item()
+    scaled = [features[:, i] * torch.tensor(1 / ((i + 2) * (i + 1)) ** 0.5 * deviation).float() for i in range(d)]
+    elevated, total = [features.new_empty(points)] * (d + 1), features.new_zeros(points)
+    for i in range(d, 0, -1):
+        elevated[i] = total - i * scaled[i - 1]
+        total = total + scaled[i - 1]
+    elevated[0] = total
+    position = torch.stack(elevated, 1)  # on the plane where the d + 1 coordinates sum to 0
+    cells = (position * torch.tensor(1 / (d + 1)).float()).round()
+    rest = position - cells * (d + 1)
+    smaller = rest[:, :, None] < rest[:, None, :]  # equal ones: the first is the smaller
+    tie = (rest[:, :, None] == rest[:, None, :]) & torch.ones(d + 1, d + 1).tril(-1).bool().to(rest.device)
+    rank = (smaller | tie).sum(2) + cells.sum(1, keepdim=True).long()
+    wrap = (rank < 0).long() - (rank > d).long()
+    rank, cells = rank + wrap * (d + 1), cells.long() + wrap
+    rest = (position - cells * (d + 1)) * torch.tensor(1 / (d + 1)).float()
+    ordered = torch.empty_like(rest).scatter_(1, d - rank, rest)
+    weights = ordered - ordered.roll(1, 1)
+    weights[:, 0] = ordered[:, 0] + (1 - ordered[:, d])
+    colour = torch.arange(d + 1, device=rank.device)
+    over = rank[:, None, :d] > (d - colour)[None, :, None]
+    keys = (cells[:, None, :d] - over.long()) * (d + 1) + colour[None, :, None]
+    return keys, weights
+
+
+class _Lattice:
+    """The permutohedral lattice of float32 features [N, d]: a Gaussian filter of deviation 1 in their space."""
+
+    def __init__(self, features: Tensor) -> None:
+        points, d = features.shape
+        if points % 4:  # Krähenbühl's code takes four points at a time; those missing lie at 0 and have vertices too
+            features = torch.cat([features, features.new_zeros(1, d)])
+        keys, weights = _simplices(features)
+        keys = keys.reshape(-1, d)
+        self.low, self.span = keys.amin(0) // (d + 1) - 2, (keys.amax(0) - keys.amin(0)) // (d + 1) + 5
+        packed, index = torch.unique(self._pack(keys), return_inverse=True)
+        vertices = torch.empty(len(packed), d, dtype=torch.int64, device=keys.device)
+        vertices[index] = keys
+        self.count = len(vertices)
+        self.index, self.weights = index.view(-1, d + 1)[:points], weights[:points]
+        self.neighbours = []
+        for axis in range(d + 1):
+            step = torch.ones(d, dtype=torch.int64, device=keys.device)
+            step[axis : axis + 1] = -d
+            self.neighbours.append([self._find(packed, vertices + sign * step) for sign in (-1, 1)])
+
+    def _pack(self, keys: Tensor) -> Tensor:
+        """[N, d] -> [N]: one number for the colour, which all coordinates have modulo d + 1, and for each of them."""
+        d = keys.shape[1]
+        packed = colour = keys[:, 0] % (d + 1)
+        for i in range(d):
+            packed = packed * self.span[i] + (keys[:, i] - colour) // (d + 1) - self.low[i]
+        return packed
+
+    def _find(self, packed: Tensor, wanted: Tensor) -> Tensor:
+        """Their numbers among the vertices, `count` for those that are absent."""
+        wanted = self._pack(wanted)
+        found = torch.searchsorted(packed, wanted).clamp(max=self.count - 1)
+        return torch.where(packed[found] == wanted, found, self.count)
+
+    def filter(self, values: Tensor) -> Tensor:  # [N, channels]
+        d, weights = self.index.shape[1] - 1, self.weights.to(values.dtype)
+        at = values.new_zeros(self.count + 1, values.shape[1])
+        for vertex in range(d + 1):
+            at.index_add_(0, self.index[:, vertex], weights[:, vertex, None] * values)
+        for low, high in self.neighbours:
+            at[:-1] += 0.5 * (at[low] + at[high])
+        sliced = sum(weights[:, v, None] * at[self.index[:, v]] for v in range(d + 1))
+        return sliced / (1 + 2.0**-d)
+
+
+def dense_crf(
+    images: Tensor,  # uint8 [B, H, W, 3]
+    unary: Tensor,  # [B, L, H, W] or [B, S, L, H, W]
+    steps: int = 10,
+    gaussian: tuple[float, float] | None = (3.0, 3.0),
+    bilateral: tuple[float, float, float] | None = (50.0, 5.0, 10.0),
+) -> Tensor:  # like unary
+    """Q <- softmax(-unary + sum_k w_k n_k F_k(n_k Q)), n_k = F_k(1)^-1/2, `steps` times from softmax(-unary)."""
+    height, width = images.shape[1:3]
+    at = torch.meshgrid(*(torch.arange(n, device=images.device).float() for n in (height, width)), indexing="ij")
+    place = torch.stack([at[1].flatten(), at[0].flatten()], 1)
+    probability = torch.empty_like(unary)
+    for image, energy, out in zip(images, unary, probability, strict=True):
+        kernels = []
+        if gaussian is not None:
+            kernels.append((_Lattice(place / gaussian[0]), gaussian[1]))
+        if bilateral is not None:
+            colour = image.reshape(-1, 3).float() / bilateral[1]
+            kernels.append((_Lattice(torch.cat([place / bilateral[0], colour], 1)), bilateral[2]))
+        ones = unary.new_ones(height * width, 1)
+        norms = [(lattice.filter(ones) + 1e-20).rsqrt() for lattice, _ in kernels]
+        energy = energy.flatten(-2).movedim(-1, 0)  # [N, (S,) L]
+        belief = (-energy).softmax(-1)
+        for _ in range(steps):
+            logit = -energy
+            for (lattice, weight), norm in zip(kernels, norms, strict=True):
+                message = norm * lattice.filter(norm * belief.flatten(1))
+                logit = logit + weight * message.view_as(belief)
+            belief = logit.softmax(-1)
+        out.copy_(belief.movedim(0, -1).unflatten(-1, (height, width)))
+    return probability

@@ -1,6 +1,8 @@
 // In place of the CUDA headers: g++ -DADVCAM_EXECUTOR compiles the kernels' own sources and runs them on the CPU.
 // Holds the words, built-in variables and calls that the kernels use; a kernel that needs another adds it here.
 #pragma once
+#include <cmath>
+
 #include "number_types.h"
 #include "scheduler.h"
 
@@ -10,6 +12,7 @@
 #define __launch_bounds__(...)
 #define threadIdx (::executor::current->index)
 #define blockIdx (::executor::state.block_index)
+#define gridDim (::executor::state.grid)
 #define ADVCAM_SHARED(type, name, count) \
   static char name##_tag;                \
   type* const name = static_cast<type*>(::executor::shared_memory(&name##_tag, sizeof(type) * (count)))
@@ -51,6 +54,20 @@ ADVCAM_UNSEEN T __shfl_xor_sync(uint32_t mask, T value, int lane_mask) {
   std::memcpy(&value, &meeting.taken[source], sizeof value);
   return value;
 }
+
+template <class T>
+T atomicAdd(T* pointer, T value) {
+  return __atomic_fetch_add(pointer, value, __ATOMIC_RELAXED);
+}
+
+template <class T>
+T atomicCAS(T* pointer, T expected, T wanted) {
+  __atomic_compare_exchange_n(pointer, &expected, wanted, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+  return expected;
+}
+
+inline long long __float2ll_rn(float value) { return std::llrint(value); }
+inline long long __double2ll_rn(double value) { return std::llrint(value); }
 
 using cudaStream_t = void*;
 using cudaError_t = int;

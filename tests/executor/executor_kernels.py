@@ -100,6 +100,16 @@ class CentroidWalkArguments(ctypes.Structure):
     ]
 
 
+class DenseCrfArguments(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("images", "unary", "probability")),
+        ("dtype", ctypes.c_int),
+        *((name, ctypes.c_int64) for name in ("batch", "sets", "labels", "height", "width", "steps")),
+        *((f"gaussian_{name}", ctypes.c_float) for name in ("sxy", "weight")),
+        *((f"bilateral_{name}", ctypes.c_float) for name in ("sxy", "srgb", "weight")),
+    ]
+
+
 ARGUMENTS = {  # in the order of argument_bytes in launchers.cpp
     "climb_step": ClimbStepArguments,
     "climb_loss": ClimbLossArguments,
@@ -108,6 +118,7 @@ ARGUMENTS = {  # in the order of argument_bytes in launchers.cpp
     "masked_relu_backward": MaskedReluBackwardArguments,
     "random_walk": RandomWalkArguments,
     "centroid_walk": CentroidWalkArguments,
+    "dense_crf": DenseCrfArguments,
 }
 
 
@@ -136,6 +147,7 @@ class Kernels:
             launcher = getattr(self.library, name)
             launcher.argtypes = [ctypes.POINTER(structure), ctypes.c_void_p, ctypes.c_int]
             launcher.restype = ctypes.c_char_p
+        self.library.dense_crf_workspace.restype = ctypes.c_int64
         self.library.launch_count.restype = ctypes.c_int64
         bytes_in_c = (ctypes.c_int64 * len(ARGUMENTS))()
         self.library.argument_bytes(bytes_in_c)
@@ -342,3 +354,26 @@ class Kernels:
         )
         self.run("centroid_walk", arguments, torch.full((batch, 2, height, width), -(2**30), dtype=torch.int32), device)
         return centroids, labels
+
+    def dense_crf(
+        self,
+        images: Tensor,  # uint8 [B, H, W, 3]
+        unary: Tensor,  # [B, S, L, H, W]
+        steps: int = 10,
+        gaussian: tuple[float, float] | None = (3.0, 3.0),
+        bilateral: tuple[float, float, float] | None = (50.0, 5.0, 10.0),
+    ) -> Tensor:  # like unary
+        probability = _poison(unary.shape, unary.dtype)
+        arguments = DenseCrfArguments(
+            images=_pointer(images),
+            unary=_pointer(unary),
+            probability=_pointer(probability),
+            dtype=DTYPES.index(unary.dtype),
+            **dict(zip(("batch", "sets", "labels", "height", "width"), unary.shape, strict=True)),
+            steps=steps,
+            **dict(zip(("gaussian_sxy", "gaussian_weight"), gaussian or (1, 0), strict=True)),
+            **dict(zip(("bilateral_sxy", "bilateral_srgb", "bilateral_weight"), bilateral or (1, 1, 0), strict=True)),
+        )
+        size = self.library.dense_crf_workspace(ctypes.byref(arguments))
+        self.run("dense_crf", arguments, torch.full((size,), 0xFF, dtype=torch.uint8))
+        return probability

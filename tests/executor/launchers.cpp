@@ -3,13 +3,14 @@
 #include "centroid_walk.h"
 #include "climb_loss.h"
 #include "climb_step.h"
+#include "dense_crf.h"
 #include "executor.h"
 #include "masked_relu.h"
 #include "random_walk.h"
 
 extern "C" {
 
-// For the tests to compare with their own declarations of the arguments. [7]
+// For the tests to compare with their own declarations of the arguments. [8]
 void argument_bytes(int64_t* bytes) {
   bytes[0] = sizeof(advcam::ClimbStep);
   bytes[1] = sizeof(advcam::ClimbLoss);
@@ -18,6 +19,11 @@ void argument_bytes(int64_t* bytes) {
   bytes[4] = sizeof(advcam::MaskedReluBackward);
   bytes[5] = sizeof(advcam::RandomWalk);
   bytes[6] = sizeof(advcam::CentroidWalk);
+  bytes[7] = sizeof(advcam::DenseCrf);
+}
+
+int64_t dense_crf_workspace(const advcam::DenseCrf* arguments) {
+  return advcam::cuda::DenseCrfWorkspace(*arguments).bytes;
 }
 
 const char* climb_step(const advcam::ClimbStep* arguments, void* workspace, int device) {
@@ -46,6 +52,10 @@ const char* random_walk(const advcam::RandomWalk* arguments, void* workspace, in
 
 const char* centroid_walk(const advcam::CentroidWalk* arguments, void* workspace, int device) {
   return advcam::cuda::centroid_walk(*arguments, workspace, device, nullptr);
+}
+
+const char* dense_crf(const advcam::DenseCrf* arguments, void* workspace, int device) {
+  return advcam::cuda::dense_crf(*arguments, workspace, device, nullptr);
 }
 
 int64_t launch_count() { return static_cast<int64_t>(executor::launches.size()); }

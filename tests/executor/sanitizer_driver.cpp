@@ -10,6 +10,7 @@
 #include "centroid_walk.h"
 #include "climb_loss.h"
 #include "climb_step.h"
+#include "dense_crf.h"
 #include "masked_relu.h"
 #include "planted_bugs.h"
 #include "random_walk.h"
@@ -162,6 +163,38 @@ bool relu(int64_t rows, int64_t channels, DType dtype, bool whole, Shift shift =
          succeeded(advcam::cuda::masked_relu_backward(backward, nullptr, 0, nullptr));
 }
 
+// kernels: 1 Gaussian, 2 bilateral; 4: two images.
+bool crf(int64_t sets, int64_t labels, int64_t height, int64_t width, DType dtype, int kernels) {
+  const int64_t batch = kernels & 4 ? 2 : 1, values = batch * sets * labels * height * width;
+  const Bytes unary = waves(dtype, values);
+  Bytes images(batch * height * width * 3), probability(values * size_of(dtype));
+  for (size_t i = 0; i < images.size(); ++i) images[i] = i * 37 % 256;
+  advcam::DenseCrf arguments{};
+  arguments.images = images.data();
+  arguments.unary = unary.data();
+  arguments.probability = probability.data();
+  arguments.dtype = dtype;
+  arguments.batch = batch, arguments.sets = sets, arguments.labels = labels;
+  arguments.height = height, arguments.width = width;
+  arguments.steps = 1;
+  arguments.gaussian_sxy = 3, arguments.gaussian_weight = kernels & 1 ? 3 : 0;
+  arguments.bilateral_sxy = 50, arguments.bilateral_srgb = 5, arguments.bilateral_weight = kernels & 2 ? 10 : 0;
+  Bytes workspace(advcam::cuda::DenseCrfWorkspace(arguments).bytes, 0xff);
+  return succeeded(advcam::cuda::dense_crf(arguments, workspace.data(), 0, nullptr));
+}
+
+bool many_crfs() {
+  bool good = true;
+  const int64_t sizes[][2] = {{1, 1}, {1, 7}, {4, 4}, {9, 13}};
+  for (const auto& size : sizes) {
+    for (DType dtype : {DType::f32, DType::f64}) {
+      good &= crf(1, 1, size[0], size[1], dtype, 3) && crf(2, 3, size[0], size[1], dtype, 7);
+      for (int kernels : {0, 1, 2}) good &= crf(1, 5, size[0], size[1], dtype, kernels);
+    }
+  }
+  return good;
+}
+
 bool many_relus() {
   bool good = true;
   const int64_t shapes[][2] = {{1, 1}, {1, 8}, {7, 3}, {5, 16}, {33, 21}, {3, 4096}, {300, 24}};
@@ -257,7 +290,8 @@ bool many_shapes() {
     }
     good &= accumulate(2, 15, 17, 16, 32, dtype) && accumulate(1, 40, 64, 48, 64, dtype);
   }
-  return good && step(2, 4096, DType::f32, DType::f32, DType::bf16, Shift{0, 0, 1}) && many_relus() && many_walks();
+  return good && step(2, 4096, DType::f32, DType::f32, DType::bf16, Shift{0, 0, 1}) && many_relus() && many_walks() &&
+         many_crfs();
 }
 
 // Every kernel in its vector and its scalar variant.
@@ -268,7 +302,8 @@ bool few_shapes() {
          accumulate(1, 8, 12, 8, 12, DType::f32) && accumulate(1, 7, 9, 8, 10, DType::f32) &&
          relu(130, 16, DType::f32, true) && relu(13, 21, DType::bf16, true) &&
          relu(13, 21, DType::f64, true, Shift{1, 0, 0}) && walk(1, 2, 9, 34, 0, 5, 2, DType::f32) &&
-         walk(1, 1, 5, 6, 3, 7, 1, DType::f64) && centroids(1, 7, 9, 4, 0.9, DType::f32);
+         walk(1, 1, 5, 6, 3, 7, 1, DType::f64) && centroids(1, 7, 9, 4, 0.9, DType::f32) &&
+         crf(1, 3, 3, 5, DType::f32, 3) && crf(2, 2, 3, 5, DType::f64, 3);
 }
 
 }  // namespace

@@ -87,6 +87,15 @@ def test_both_architectures_hold_every_kernel(kernels: list[Kernel]) -> None:
         "random_walk_step",
         "centroid_walk_move",
         "centroid_walk_label",
+        "dense_crf_clear",
+        "dense_crf_insert",
+        "dense_crf_number",
+        "dense_crf_corners",
+        "dense_crf_link",
+        "dense_crf_splat",
+        "dense_crf_blur",
+        "dense_crf_slice",
+        "dense_crf_softmax",
     }
 
 
@@ -154,6 +163,18 @@ def test_a_step_of_the_walk_takes_its_neighbours_from_shared_memory(kernels: lis
         tiled[tile] = len(kernel.widths("LDS")) >= 2 * int(labels)
         assert tiled[tile] or not kernel.widths("LDS"), kernel.name
     assert sorted(tiled.values()) == [False, True]
+
+
+def test_dense_crf_moves_vertices_in_one_piece(kernels: list[Kernel]) -> None:
+    """A vertex of 16 bytes: three are read and one written by an axis of the blur, each corner's read by the slice."""
+    for kernel in [k for k in kernels if k.name.startswith(("dense_crf_blur<", "dense_crf_slice<"))]:
+        dtype, second = template_arguments(kernel)
+        wide = kernel.widths("LDG").count(16)
+        if kernel.name.startswith("dense_crf_slice"):
+            assert wide == int(second), kernel.name
+        else:  # the first axis reads 64 bits a channel
+            assert wide == 3 * (1 if second == dtype else 8 // SIZES[dtype]), kernel.name
+            assert kernel.widths("STG") == [16], kernel.name
 
 
 def test_the_gate_sees_narrow_accesses(planted: dict[str, Kernel]) -> None:

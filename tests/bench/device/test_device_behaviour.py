@@ -27,6 +27,7 @@ POISONED = {
     "random_walk": "maps",
     "color_walk": "maps",
     "centroid_walk": "displacement",
+    "dense_crf": "unary",
 }
 Results = dict[str, Tensor]
 
@@ -63,6 +64,10 @@ def test_nan_stays_in_its_pair(case, run_of, device) -> None:
     clean = outputs(case.stem, run_of(case.stem), copied(arguments))
     first = arguments[POISONED[case.stem]]
     first[3 * len(first) // PAIRS, ..., 1, 2] = float("nan")
+    if case.stem == "dense_crf" and device == "cpu":
+        with pytest.raises(ValueError, match="a NaN"):
+            run_of(case.stem)(**arguments)
+        return
     dirty = outputs(case.stem, run_of(case.stem), arguments)
     for name, result in dirty.items():
         for pair in range(PAIRS):

@@ -7,6 +7,7 @@ import test_cam_accumulate
 import test_centroid_walk
 import test_climb_loss
 import test_climb_step
+import test_dense_crf
 import test_masked_relu
 import test_random_walk
 import torch
@@ -93,6 +94,16 @@ def test_centroid_walk_values(agree, dtype, every) -> None:
     for height, width in ((1, 1), (1, 60), (60, 75), (131, 40)):
         field, _ = test_centroid_walk.wells(height, width, dtype, every)
         agree("centroid_walk", dict(displacement=field[None], steps=300, threshold=2.5))
+
+
+@pytest.mark.parametrize("options", test_dense_crf.KERNELS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_dense_crf_values(agree, dtype, options) -> None:
+    for size in test_dense_crf.SIZES:
+        for labels, sets in ((1, None), (3, None), (10, 2)):
+            images, unary = test_dense_crf.case(size, labels, sets=sets, dtype=dtype, dark=8)
+            kernels = dict(gaussian=(3.0, 3.0), bilateral=(50.0, 5.0, 10.0)) | options
+            agree("dense_crf", dict(images=images, unary=unary, steps=2, **kernels))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.stem}, {case.name}")
