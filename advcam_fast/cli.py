@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,9 +21,11 @@ from advcam_fast.climb import PRESETS, ClimbConfig, MapMaker
 from advcam_fast.data import Dataset, match_labels, open_dataset
 from advcam_fast.errors import StoppedError, UsageError
 from advcam_fast.pipelines import label as labelling
+from advcam_fast.pipelines import refine as refining
 from advcam_fast.pipelines.demo import draw_maps, write_photos
 from advcam_fast.pipelines.doctor import advice, diagnose
-from advcam_fast.store import RunFolder, StoreError
+from advcam_fast.refine import REFINE_PRESETS, RefineConfig
+from advcam_fast.store import ItemFolder, MaskFolder, RunFolder, StoreError
 
 app = typer.Typer(
     help="Image-level tags in, AdvCAM pseudo masks out.",
@@ -122,6 +125,43 @@ def label(
     _report(summary, out, as_json)
 
 
+@app.command(epilog="Example: advcam-fast refine --run run --preset color-walk")
+def refine(
+    run: Annotated[Path, typer.Option(help="The run folder of `label`.")],
+    preset: Annotated[str, typer.Option(help=f"{', '.join(REFINE_PRESETS)}.")] = "color-walk",
+    walk: Annotated[str | None, typer.Option(help="color: by the image's own colours. none.")] = None,
+    crf: Annotated[bool | None, typer.Option("--crf/--no-crf", help="With a dense CRF at the end, or without.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting.")] = None,
+    data: Annotated[str | None, typer.Option(help="Where the images are; by default where `label` found them.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of masks; by default RUN/masks.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try images again that failed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn the maps of a run into palette masks. Stopped at any moment, the same command goes on."""
+    chosen = [*([f"walk={walk}"] if walk else []), *(set_ or [])]
+    config = RefineConfig.preset(preset).with_settings(chosen)
+    if crf is not None and crf != (config.crf != "none"):
+        config = replace(config, crf="hard" if crf else "none")
+    source = RunFolder.read(run)
+    spec = data or str(source.settings.get("data", ""))
+    if not spec or spec == "demo":
+        raise UsageError(
+            f"{run}: it does not say where its images are: add --data csv:FILE, folder:DIR or voc:DIR#split"
+        )
+    dataset, classes = open_dataset(spec), refining.run_classes(source)
+    settings = {"refine": config.as_dict(), "classes": classes, "maps": refining.run_digest(source)}
+    facts = {"advcam_fast": af.__version__, "argv": sys.argv[1:], "preset": preset, "data": spec}
+    where = out or run / "masks"
+    with MaskFolder.open(where, settings, retry_failed=retry_failed, info=facts) as masks:
+        (where / refining.CLASSES_FILE).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+
+        def work(advance: Any) -> None:
+            refining.refine_run(source, dataset, masks, classes, config, advance)
+
+        summary = _with_progress("refining", masks, sum(source.counts().values()), work, as_json)
+    _report(summary, where, as_json, "masks")
+
+
 @app.command(epilog="Example: advcam-fast demo --out demo_run")
 def demo(out: Out = Path("demo_run"), preset: str = "general", as_json: Json = False) -> None:
     """Label a few packaged photos with the packaged classifier and draw their maps: CAM beside AdvCAM."""
@@ -176,32 +216,42 @@ def _label_with_progress(
     as_json: bool,
 ) -> dict[str, Any]:
     """Runs the labelling under a progress bar; what the run holds at its end, or at Ctrl-C."""
-    begin, before, interrupted = time.monotonic(), len(run.done_ids()), False
-    with _bar(len(dataset.items), before, hidden=as_json) as advance:
+
+    def work(advance: Any) -> None:
+        labelling.label_dataset(dataset, maker, run, rule, matched, full=full, report=advance)
+
+    return _with_progress("labelling", run, len(dataset.items), work, as_json) | {"executor": maker.executor}
+
+
+def _with_progress(
+    doing: str, folder: ItemFolder, total: int, work: Callable[[Any], None], as_json: bool
+) -> dict[str, Any]:
+    """Does work on the items of a folder under a progress bar; what the folder holds at its end, or at Ctrl-C."""
+    begin, before, interrupted = time.monotonic(), len(folder.done_ids()), False
+    with _bar(doing, total, before, hidden=as_json) as advance:
         try:
-            labelling.label_dataset(dataset, maker, run, rule, matched, full=full, report=advance)
+            work(advance)
         except KeyboardInterrupt:
             interrupted = True
-    failures = [record for record in run.records() if record.status == "failed"] if run.counts()["failed"] else []
-    now = len(run.done_ids()) - before
+    failures = [record for record in folder.records() if record.status == "failed"] if folder.counts()["failed"] else []
+    now = len(folder.done_ids()) - before
     seconds = time.monotonic() - begin
     return {
-        **run.counts(),
-        "images": len(dataset.items),
+        **folder.counts(),
+        "images": total,
         "done_before": before,
         "done_now": now,
         "seconds": round(seconds, 3),
         "images_per_second": round(now / seconds, 3) if seconds > 0 else 0.0,
-        "executor": maker.executor,
         "failures": [{"id": record.id, "reason": record.reason} for record in failures],
         "interrupted": interrupted,
     }
 
 
 @contextmanager
-def _bar(total: int, done: int, hidden: bool) -> Iterator[Any]:
+def _bar(doing: str, total: int, done: int, hidden: bool) -> Iterator[Any]:
     columns = (
-        TextColumn("labelling"),
+        TextColumn(doing),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
@@ -210,7 +260,7 @@ def _bar(total: int, done: int, hidden: bool) -> Iterator[Any]:
     )
     begin = time.monotonic()
     with Progress(*columns, console=console, disable=hidden) as progress:
-        task = progress.add_task("label", total=total, completed=done, rate="")
+        task = progress.add_task(doing, total=total, completed=done, rate="")
 
         def advance(now: labelling.Progress) -> None:
             rate = (now.done - done) / max(time.monotonic() - begin, 1e-9)
@@ -219,7 +269,7 @@ def _bar(total: int, done: int, hidden: bool) -> Iterator[Any]:
         yield advance
 
 
-def _report(summary: dict[str, Any], out: Path, as_json: bool) -> None:
+def _report(summary: dict[str, Any], out: Path, as_json: bool, made: str = "maps") -> None:
     """Says how the run ended and leaves with its exit code."""
     if as_json:
         print(json.dumps(summary), flush=True)  # a reader that went away is met here, not at exit
@@ -228,10 +278,11 @@ def _report(summary: dict[str, Any], out: Path, as_json: bool) -> None:
             _say(f"failed: {failure['id']}: {failure['reason']}")
         if len(summary["failures"]) > 20:
             _say(f"and {len(summary['failures']) - 20} more, see {out / 'manifest'}")
+        executor = f", executor: {summary['executor']}" if "executor" in summary else ""
         _say(
-            f"{out}: {summary['ok']} of {summary['images']} images have maps, {summary['failed']} failed; "
+            f"{out}: {summary['ok']} of {summary['images']} images have {made}, {summary['failed']} failed; "
             f"{summary['done_now']} done now in {summary['seconds']:.1f} s "
-            f"({summary['images_per_second']:.2f} images/s, executor: {summary['executor']})"
+            f"({summary['images_per_second']:.2f} images/s{executor})"
         )
         if "picture" in summary:
             _say(f"look at {summary['picture']}")

@@ -1,5 +1,7 @@
 """What the command line turns into exit codes 1 and 2, and errors in one line."""
 
+from __future__ import annotations
+
 
 class UsageError(ValueError):
     """A bad option, specification or weights file: one line that says what was given and what is possible."""

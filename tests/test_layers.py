@@ -15,6 +15,7 @@ RANKS = {
     "errors": 0,
     "_C": 0,
     "_native": 1,
+    "options": 1,
     "ops": 2,
     **dict.fromkeys(("models", "data"), 3),
     **dict.fromkeys(("climb", "refine", "train", "metrics", "store", "export", "report"), 4),

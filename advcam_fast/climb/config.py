@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from advcam_fast.errors import UsageError
+from advcam_fast.options import changes_of, check_option, preset_of, whole
 
 DTYPES = {  # of the forward pass and of the gradient
     "fp32": (torch.float32, torch.float32),
@@ -54,41 +54,37 @@ class ClimbConfig:
     dtype: Literal["fp32", "fp64", "bf16", "mixed"] = "fp32"
 
     def __post_init__(self) -> None:
-        _check(
+        check_option(
             "scales",
             self.scales,
             1 <= len(self.scales) <= 8 and all(0 < s < math.inf for s in self.scales),
             "1 to 8 scales > 0",
         )
-        _check("scales", self.scales, len(set(self.scales)) == len(self.scales), "each scale once")
+        check_option("scales", self.scales, len(set(self.scales)) == len(self.scales), "each scale once")
         counts = (self.steps, *self.steps_at_scale.values())
-        _check("steps", list(counts), all(_whole(n) and n >= 1 for n in counts), "whole numbers >= 1")
-        _check("step_size", self.step_size, 0 < self.step_size < math.inf, "a number > 0")
-        _check("suppression", self.suppression, 0 <= self.suppression < math.inf, "a number >= 0")
-        _check("mask_threshold", self.mask_threshold, 0 <= self.mask_threshold <= 1, "a number from 0 to 1")
-        _check(
+        check_option("steps", list(counts), all(whole(n) and n >= 1 for n in counts), "whole numbers >= 1")
+        check_option("step_size", self.step_size, 0 < self.step_size < math.inf, "a number > 0")
+        check_option("suppression", self.suppression, 0 <= self.suppression < math.inf, "a number >= 0")
+        check_option("mask_threshold", self.mask_threshold, 0 <= self.mask_threshold <= 1, "a number from 0 to 1")
+        check_option(
             "base_side",
             self.base_side,
-            _whole(self.base_side) and self.base_side >= 0,
+            whole(self.base_side) and self.base_side >= 0,
             "a number of pixels, or 0 for the image's size",
         )
-        _check("score", self.score, self.score in ("relu_mean", "mean"), "relu_mean or mean")
-        _check(
+        check_option("score", self.score, self.score in ("relu_mean", "mean"), "relu_mean or mean")
+        check_option(
             "other_classes",
             self.other_classes,
             self.other_classes in ("all", "present", "none"),
             "all, present or none",
         )
-        _check("dtype", self.dtype, self.dtype in DTYPES, " or ".join(DTYPES))
+        check_option("dtype", self.dtype, self.dtype in DTYPES, " or ".join(DTYPES))
 
     @classmethod
     def preset(cls, name: str) -> ClimbConfig:
         """The settings of that name, see PRESETS. Raises UsageError naming the presets there are."""
-        if name not in PRESETS:
-            near = difflib.get_close_matches(name, PRESETS, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(f"no preset {name!r}, there are {', '.join(PRESETS)}{hint}")
-        return PRESETS[name]
+        return preset_of(PRESETS, name)
 
     def factor(self, scale: float, height: int, width: int) -> float:
         """What the sides of an image are multiplied by at a scale."""
@@ -99,13 +95,7 @@ class ClimbConfig:
 
     def with_settings(self, settings: Iterable[str]) -> ClimbConfig:
         """Changed by texts such as "steps=10", "scales=1,1.5", "steps_at_scale=0.5:13" (as `label --set`)."""
-        changes: dict[str, Any] = {}
-        for setting in settings:
-            key, equals, text = setting.partition("=")
-            known = [f.name for f in dataclasses.fields(self)]
-            if not equals or key not in known:
-                raise UsageError(f"--set {setting!r}: wanted is KEY=VALUE with a key of {', '.join(known)}")
-            changes[key] = _parse(key, text)
+        changes = changes_of(self, settings, _parse)
         config = dataclasses.replace(self, **changes)
         if unused := set(changes.get("steps_at_scale", ())) - set(config.scales):
             raise UsageError(f"steps_at_scale: {min(unused):g} came, wanted is one of the scales {config.scales}")
@@ -120,28 +110,16 @@ class ClimbConfig:
         }
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check(name: str, value: Any, right: bool, wanted: str) -> None:
-    if not right:
-        raise UsageError(f"{name}: {value} came, wanted is {wanted}")
-
-
 def _parse(key: str, text: str) -> Any:
-    try:
-        if key == "scales":
-            return tuple(float(s) for s in text.split(","))
-        if key == "steps_at_scale":
-            return {float(s): int(n) for s, n in (pair.split(":") for pair in text.split(",") if pair)}
-        if key in ("score", "other_classes", "dtype"):
-            return text
-        if key == "flip":
-            return {"true": True, "false": False}[text.lower()]
-        return int(text) if key in ("steps", "base_side") else float(text)
-    except (ValueError, KeyError):
-        raise UsageError(f"--set {key}={text}: that is no value for {key}") from None
+    if key == "scales":
+        return tuple(float(s) for s in text.split(","))
+    if key == "steps_at_scale":
+        return {float(s): int(n) for s, n in (pair.split(":") for pair in text.split(",") if pair)}
+    if key in ("score", "other_classes", "dtype"):
+        return text
+    if key == "flip":
+        return {"true": True, "false": False}[text.lower()]
+    return int(text) if key in ("steps", "base_side") else float(text)
 
 
 _GENERAL = ClimbConfig(

@@ -39,14 +39,14 @@ def write_whole(path: Path, content: bytes | memoryview, temporary: Path) -> Non
         raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def file_name(item_id: str) -> str:
+def file_name(item_id: str, suffix: str = ".npz") -> str:
     """A relative path without suffix for any id: inside its folder, different for different ids, plain ASCII.
 
-    Each part between slashes is percent-encoded. No part is empty, starts with a dot or, as a folder, ends like a map
-    file; parts over 200 and names over 1000 characters end in ~ and the first 32 digits of their SHA-256 instead.
+    Each part between slashes is percent-encoded. No part is empty, starts with a dot or, as a folder, ends in the
+    suffix; parts over 200 and names over 1000 characters end in ~ and the first 32 digits of their SHA-256 instead.
     """
     *folders, last = map(_encoded, item_id.split("/"))
-    folders = [f"{folder[:-4]}%2Enpz" if folder.endswith(".npz") else folder for folder in folders]
+    folders = [f"{folder[: -len(suffix)]}%2E{suffix[1:]}" if folder.endswith(suffix) else folder for folder in folders]
     name = "/".join(map(_shortened, [*folders, last]))
     return name if len(name) <= _LONGEST_NAME else _digested(_encoded(item_id))
 

@@ -59,7 +59,7 @@ def test_after_the_kills_every_file_is_whole_and_right(aftermath: Path) -> None:
     for record in run.records():
         if record.status == "ok":
             number = ITEMS.index(record.id)
-            assert hashlib.sha256(run.map_path(record.id).read_bytes()).hexdigest() == record.sha256
+            assert hashlib.sha256(run.file_path(record.id).read_bytes()).hexdigest() == record.sha256
             maps = run.read_maps(record.id)
             assert maps["classes"].tolist() == [number, number + 1]
             assert np.abs(maps["initial"].numpy() - arrays(number)["initial"]).max() < 1e-3
@@ -74,7 +74,7 @@ def test_a_kill_at_each_stage_of_writing(aftermath: Path, number: int) -> None:
     with RunFolder.open(path, SETTINGS) as run:
         landed = STAGES[number] == "after the manifest line"
         assert run.done_ids() == set(ITEMS[: 2 if landed else 1])
-        assert files == {run.map_path(item) for item in ITEMS[: 1 if STAGES[number] == "before the rename" else 2]}
+        assert files == {run.file_path(item) for item in ITEMS[: 1 if STAGES[number] == "before the rename" else 2]}
         if not landed:
             run.finish(ITEMS[1], arrays(1))
     assert [record.id for record in RunFolder.read(path, verify=True).records()] == ITEMS[:2]

@@ -101,7 +101,7 @@ except StoreError as error:
 else:
     raise AssertionError("the disk did not fill")
 run.close()
-(path / "run" / run.map_path(finished.pop(0)).relative_to(path / "run")).unlink()
+(path / "run" / run.file_path(finished.pop(0)).relative_to(path / "run")).unlink()
 with RunFolder.open(path / "run", {}, verify=True) as run:
     assert run.done_ids() == set(finished), (run.done_ids(), finished)
     assert len(list((path / "run" / "maps").rglob("*.npz"))) == len(finished)

@@ -164,10 +164,10 @@ def test_two_writers_of_one_part_are_refused_and_two_parts_are_not(tmp_path: Pat
 def test_a_failed_start_releases_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start(tmp_path, "a")
     with monkeypatch.context() as patch:
-        patch.setattr("advcam_fast.store.run_folder.read_records", lambda file: 1 / 0)
+        patch.setattr("advcam_fast.store.item_folder.read_records", lambda file: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             RunFolder.open(tmp_path, SETTINGS)
-        patch.setattr("advcam_fast.store.run_folder.ManifestPart", lambda file: 1 / 0)
+        patch.setattr("advcam_fast.store.item_folder.ManifestPart", lambda file: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             RunFolder.open(tmp_path, SETTINGS)
     start(tmp_path, "b")
@@ -188,11 +188,11 @@ def test_maps_that_are_not_there_are_one_line(tmp_path: Path) -> None:
     start(tmp_path, "a")
     with RunFolder.open(tmp_path, SETTINGS) as run:
         run.fail("b", "broken")
-        with pytest.raises(StoreError, match="'b' has no maps: failed"):
+        with pytest.raises(StoreError, match="'b' has no file: failed"):
             run.read_maps("b")
-        with pytest.raises(StoreError, match="'c' has no maps: not done"):
+        with pytest.raises(StoreError, match="'c' has no file: not done"):
             run.read_maps("c")
-        run.map_path("a").write_bytes(b"damaged")
+        run.file_path("a").write_bytes(b"damaged")
         with pytest.raises(StoreError, match="not a whole map file"):
             run.read_maps("a")
 
@@ -311,7 +311,7 @@ def test_odd_ids_are_stored_inside_and_come_back(tmp_path: Path, item_id: str) -
         assert run.done_ids() == {item_id, "plain"}
         assert [record.id for record in run.records()] == [item_id, "plain"]
         run.read_maps(item_id)
-        assert run.map_path(item_id).resolve().is_relative_to((path / "maps").resolve())
+        assert run.file_path(item_id).resolve().is_relative_to((path / "maps").resolve())
     assert [child.name for child in tmp_path.iterdir()] == ["run"]
     assert len(manifest(path).read_bytes().splitlines()) == 2
 
