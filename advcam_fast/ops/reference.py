@@ -185,7 +185,7 @@ class _Lattice:
             self.neighbours.append([self._find(packed, vertices + sign * step) for sign in (-1, 1)])
 
     def _pack(self, keys: Tensor) -> Tensor:
-        """[N, d] -> [N]: one number for the colour, which all coordinates have modulo d + 1, and for each of them."""
+        """[N, d] -> [N]: one number for the colour, equal to each coordinate modulo d + 1, and the coordinates."""
         d = keys.shape[1]
         packed = colour = keys[:, 0] % (d + 1)
         for i in range(d):

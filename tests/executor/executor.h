@@ -66,8 +66,12 @@ T atomicCAS(T* pointer, T expected, T wanted) {
   return expected;
 }
 
-inline long long __float2ll_rn(float value) { return std::llrint(value); }
-inline long long __double2ll_rn(double value) { return std::llrint(value); }
+// A NaN becomes whatever the machine likes: no kernel asks for that.
+inline long long __double2ll_rn(double value) {
+  if (value != value) executor::fail("__double2ll_rn: a NaN");
+  return std::llrint(value);
+}
+inline long long __float2ll_rn(float value) { return __double2ll_rn(value); }
 
 using cudaStream_t = void*;
 using cudaError_t = int;
