@@ -22,11 +22,15 @@ _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 
 @cache
-def backend_of(device_type: str) -> str:
+def backend_of(device_type: str, stem: str = "climb_step") -> str:
     """ "native", "triton" or "reference": what serves tensors of `device_type` ("cpu", "cuda") in this installation."""
     if NATIVE is not None and (device_type == "cpu" or NATIVE.cuda_compiled):
         return "native"
-    return "triton" if device_type == "cuda" and has_triton() else "reference"
+    if device_type != "cuda" or not has_triton():
+        return "reference"
+    from advcam_fast.ops import triton
+
+    return "triton" if hasattr(triton, stem) else "reference"
 
 
 def has_triton() -> bool:
@@ -40,15 +44,14 @@ def has_triton() -> bool:
 @cache
 def fallback(stem: str, device_type: str) -> Callable[..., Any] | None:
     """What takes the compiled kernel's place on this device, with the public signature; None: the kernel is there."""
-    backend = backend_of(device_type)
+    backend = backend_of(device_type, stem)
     if backend == "native":
         return None
-    if backend == "triton":
-        from advcam_fast.ops import triton
+    if backend == "reference":
+        return getattr(reference, stem)
+    from advcam_fast.ops import triton
 
-        if hasattr(triton, stem):
-            return getattr(triton, stem)
-    return getattr(reference, stem)
+    return getattr(triton, stem)
 
 
 def define(stem: str, arguments: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:

@@ -48,9 +48,9 @@ def diagnose() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "devices": devices,
         "kernels": {
-            stem: {device: backend_of(device) for device in ("cpu", *(["cuda"] if len(devices) > 1 else []))}
+            stem: {device: backend_of(device, stem) for device in ("cpu", *(["cuda"] if len(devices) > 1 else []))}
             for stem in ops.__all__
-            if stem.islower()
+            if hasattr(torch.ops.advcam_fast, stem)
         },
         "convolutions": {
             f"{device} {name}": "oneDNN, prepacked" if onednn_serves(device, dtype) else "torch"
