@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -148,12 +148,9 @@ def refine(
         raise UsageError(
             f"{run}: it does not say where its images are: add --data csv:FILE, folder:DIR or voc:DIR#split"
         )
-    dataset, classes = open_dataset(spec), refining.run_classes(source)
-    settings = {"refine": config.as_dict(), "classes": classes, "maps": refining.run_digest(source)}
-    facts = {"advcam_fast": af.__version__, "argv": sys.argv[1:], "preset": preset, "data": spec}
-    where = out or run / "masks"
-    with MaskFolder.open(where, settings, retry_failed=retry_failed, info=facts) as masks:
-        (where / refining.CLASSES_FILE).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+    dataset, where = open_dataset(spec), out or run / "masks"
+    facts = {"preset": preset, "data": spec}
+    with _masks(source, where, config, retry_failed=retry_failed, info=facts) as (masks, classes):
 
         def work(advance: Any) -> None:
             refining.refine_run(source, dataset, masks, classes, config, advance)
@@ -164,7 +161,7 @@ def refine(
 
 @app.command(epilog="Example: advcam-fast demo --out demo_run")
 def demo(out: Out = Path("demo_run"), preset: str = "general", as_json: Json = False) -> None:
-    """Label a few packaged photos with the packaged classifier and draw their maps: CAM beside AdvCAM."""
+    """Label a few packaged photos with the packaged classifier; draw CAM, AdvCAM and the mask of each."""
     config = ClimbConfig.preset(preset)
     net = af.load_model("efficientnet_lite0", device=labelling.device_of("auto"))
     dataset = open_dataset(write_photos(out / "photos"))
@@ -180,7 +177,10 @@ def demo(out: Out = Path("demo_run"), preset: str = "general", as_json: Json = F
             dataset, MapMaker(net, config), run, labelling.LabelRule(), matched, False, as_json
         )
         if not summary["interrupted"]:
-            summary["picture"] = str(draw_maps(run, out / "photos", out / "pictures"))
+            refined = RefineConfig.preset("color-walk-crf")
+            with _masks(run, out / "run" / "masks", refined) as (masks, classes):
+                refining.refine_run(run, dataset, masks, classes, refined)
+                summary["picture"] = str(draw_maps(run, masks, classes, out / "photos", out / "pictures"))
     _report(summary, out / "run", as_json)
 
 
@@ -204,6 +204,19 @@ def doctor(as_json: Json = False) -> None:
     printer.print(table)
     for line in advice(facts) or ["nothing is missing"]:
         printer.print(f"- {line}", soft_wrap=True)
+
+
+@contextmanager
+def _masks(
+    run: RunFolder, where: Path, config: RefineConfig, retry_failed: bool = False, info: Mapping[str, str] | None = None
+) -> Iterator[tuple[MaskFolder, list[str]]]:
+    """The folder of a run's masks, and the classes that their values stand for, which it names in a file."""
+    classes = refining.run_classes(run)
+    settings = {"refine": config.as_dict(), "classes": classes, "maps": refining.run_digest(run)}
+    facts = {"advcam_fast": af.__version__, "argv": sys.argv[1:], **(info or {})}
+    with MaskFolder.open(where, settings, retry_failed=retry_failed, info=facts) as masks:
+        (where / refining.CLASSES_FILE).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+        yield masks, classes
 
 
 def _label_with_progress(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from advcam_fast.data import read_mask
 from advcam_fast.errors import UsageError
 from advcam_fast.report.overlay import overlay, sheet
-from advcam_fast.store import RunFolder
+from advcam_fast.store import MaskFolder, RunFolder
 
 # File in scikit-image's data folder, and the tags a person would give it.
 PHOTOS = {
@@ -22,6 +24,8 @@ PHOTOS = {
     "camera.png": "tripod",
     "motorcycle_left.png": "motor scooter",
 }
+
+MASK_HEAT = 0.9  # a red of the overlay's colours
 
 
 def write_photos(folder: Path) -> str:
@@ -40,8 +44,8 @@ def write_photos(folder: Path) -> str:
     return f"csv:{folder / 'labels.csv'}"
 
 
-def draw_maps(run: RunFolder, photos: Path, out: Path) -> Path:
-    """An overlay PNG for every class of every image, CAM and AdvCAM, and one sheet with all of them; its path."""
+def draw_maps(run: RunFolder, masks: MaskFolder, classes: Sequence[str], photos: Path, out: Path) -> Path:
+    """An overlay PNG for every class of every image, of CAM, AdvCAM and mask, and one sheet with all; its path."""
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for record in run.records():
@@ -49,15 +53,16 @@ def draw_maps(run: RunFolder, photos: Path, out: Path) -> Path:
             continue
         file = next(photos.glob(f"{record.id}.*"))
         photo = np.asarray(Image.open(file).convert("RGB"))
-        maps = run.read_maps(record.id)
+        maps, mask = run.read_maps(record.id), read_mask(masks.file_path(record.id)).numpy()
         size = photo.shape[:2]
         for label, first, climbed in zip(record.labels, maps["initial"], maps["strided"], strict=True):
-            pictures = [photo, overlay(photo, _sized(first, size)), overlay(photo, _sized(climbed, size))]
-            for kind, picture in zip(("cam", "advcam"), pictures[1:], strict=True):
+            heats = _sized(first, size), _sized(climbed, size), MASK_HEAT * (mask == 1 + classes.index(label))
+            pictures = [photo, *(overlay(photo, heat) for heat in heats)]
+            for kind, picture in zip(("cam", "advcam", "mask"), pictures[1:], strict=True):
                 Image.fromarray(picture).save(out / f"{record.id}_{label.replace(' ', '_')}_{kind}.png")
             rows.append((label, pictures))
     path = out / "maps.png"
-    sheet(rows, ("photo", "CAM", "AdvCAM")).save(path)
+    sheet(rows, ("photo", "CAM", "AdvCAM", "mask")).save(path)
     return path
 
 

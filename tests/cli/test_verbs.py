@@ -18,7 +18,7 @@ from advcam_fast import _native, cli
 from advcam_fast.pipelines.demo import PHOTOS, write_photos
 from advcam_fast.report.overlay import overlay, sheet
 
-VERBS = ("label", "demo", "doctor")
+VERBS = ("label", "refine", "demo", "doctor")
 
 # left, top, right, bottom in pixels: the cat's face; the camera and its tripod
 OBJECTS = {"chelsea": ("tabby", (55, 30, 385, 300)), "camera": ("tripod", (185, 110, 450, 512))}
@@ -86,7 +86,7 @@ def test_demo_draws_every_map_and_a_sheet(demo: tuple[Path, Ended]) -> None:
     for name, tags in PHOTOS.items():
         photo = np.asarray(Image.open(out / "photos" / name).convert("RGB"))
         for tag in tags.split(";"):
-            for kind in ("cam", "advcam"):
+            for kind in ("cam", "advcam", "mask"):
                 file = f"{Path(name).stem}_{tag.replace(' ', '_')}_{kind}.png"
                 wanted.add(file)
                 picture = np.asarray(Image.open(out / "pictures" / file))
@@ -94,7 +94,10 @@ def test_demo_draws_every_map_and_a_sheet(demo: tuple[Path, Ended]) -> None:
                 assert np.abs(picture.astype(int).max(2) - picture.min(2)).max() > 100, "no colour was laid on it"
     assert {file.name for file in (out / "pictures").iterdir()} == wanted
     width, height = Image.open(out / "pictures" / "maps.png").size
-    assert width > 3 * 240 and height > 5 * 240
+    assert width > 4 * 240 and height > 5 * 240
+    assert (out / "run" / "masks" / "classes.txt").read_text().splitlines() == sorted(
+        tag for tags in PHOTOS.values() for tag in tags.split(";")
+    )
     assert set(manifest(out / "run")) == {Path(name).stem for name in PHOTOS}
 
 
