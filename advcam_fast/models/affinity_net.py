@@ -119,8 +119,7 @@ class AffinityNet(nn.Module):
         if images.dtype != torch.uint8 or images.ndim < 3 or images.shape[-3] != 3 or 0 in images.shape:
             raise UsageError(f"images are {images.dtype} {list(images.shape)}; wanted torch.uint8 [..., 3, H, W]")
         weight = self.fc_edge6.weight
-        mean, std = (torch.tensor(values).to(weight).view(3, 1, 1) for values in (self.mean, self.std))
-        return (images.to(weight.device).to(weight.dtype) / 255 - mean) / std
+        return normalised(images.to(weight.device), self.mean, self.std, weight.dtype)
 
     @torch.no_grad()
     def predict(self, image: Tensor, canvas: int | None = _CANVAS) -> tuple[Tensor, Tensor]:
@@ -158,6 +157,12 @@ class _MeanShift(nn.Module):
 
     def forward(self, displacement: Tensor) -> Tensor:
         return displacement if self.training else displacement - self.running_mean.view(2, 1, 1)
+
+
+def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """(pixel / 255 - mean) / std of uint8 [..., 3, H, W], where the images are: workers have no net to ask."""
+    shift, scale = (torch.tensor(values, dtype=dtype, device=images.device).view(3, 1, 1) for values in (mean, std))
+    return (images.to(dtype) / 255 - shift) / scale
 
 
 def new_affinity_net(weights: str | Path | None = None) -> AffinityNet:

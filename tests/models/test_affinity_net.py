@@ -106,7 +106,7 @@ def test_heads_are_those_of_the_paper(resnet: AffinityNet) -> None:
 
 
 def test_only_the_heads_learn() -> None:
-    net = small_net()
+    net = small_net().requires_grad_()  # the stages too: they stay as they are
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     net.train()
     assert not any(stage.training for each in net.stages for stage in each.modules())
@@ -125,7 +125,7 @@ def test_predict_averages_the_boundary_of_image_and_mirror() -> None:
     boundary, displacement = net.train().predict(image, canvas=48)
     assert net.training and (boundary.shape, displacement.shape) == ((8, 11), (2, 8, 11))
     padded = torch.zeros(2, 3, 48, 48, dtype=torch.float64)  # 0 is the mean colour
-    mean, std = torch.tensor(net.mean).double(), torch.tensor(net.std).double()
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (net.mean, net.std))
     plain = ((image.permute(1, 2, 0).double() / 255 - mean) / std).permute(2, 0, 1)
     padded[0, :, :30, :41], padded[1, :, :30, :41] = plain, plain.flip(-1)
     with torch.no_grad():
@@ -199,10 +199,11 @@ def test_stages_that_do_not_fit_are_refused(
         AffinityNet([nn.Identity() for _ in range(stages)], channels, strides)
 
 
-def test_a_stage_of_another_stride_is_refused() -> None:
+@pytest.mark.parametrize(("stride", "came"), [((2, 1), r"\[8, 16\]"), ((1, 2), r"\[16, 8\]")])
+def test_a_stage_of_another_stride_is_refused(stride: tuple[int, int], came: str) -> None:
     net = small_net()
-    net.stage5 = nn.Sequential(nn.Conv2d(10, 12, 1, stride=2))
-    with pytest.raises(UsageError, match=r"a stage gives \[8, 8\] pixels at its stride; wanted \[16, 16\] or more"):
+    net.stage5 = nn.Sequential(nn.Conv2d(10, 12, 1, stride=stride))
+    with pytest.raises(UsageError, match=rf"a stage gives {came} pixels at its stride; wanted \[16, 16\] or more"):
         net(torch.zeros(1, 3, 64, 64))
 
 
