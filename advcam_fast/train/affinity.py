@@ -171,7 +171,6 @@ class _Training:
     def finish(self) -> None:
         self.net.mean_shift.running_mean.copy_(mean_displacement(self.net, self.data, self.config))
         self.save()
-        self.files.drop_lines_from(self.steps)
         self.files.write_line({"step": self.steps, "mean_shift": self.net.mean_shift.running_mean.tolist()})
         self.files.save_weights(self.net.state_dict(), {"settings": json.dumps(self.settings)})
 

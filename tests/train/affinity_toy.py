@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from advcam_fast.models.affinity_net import AffinityNet
 from advcam_fast.train.affinity import AffinityConfig, train_affinity
 
-CONFIG = AffinityConfig(crop=32, batch=4, epochs=3, radius=4, save_every=2, boundary_rate=0.02, displacement_rate=0.02)
+CONFIG = AffinityConfig(crop=32, batch=4, epochs=3, radius=4, save_every=3, boundary_rate=0.02, displacement_rate=0.02)
 
 
 def toy_net(head_seed: int = 0) -> AffinityNet:

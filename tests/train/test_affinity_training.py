@@ -62,13 +62,14 @@ def test_it_learns_where_the_edge_is(tmp_path: Path) -> None:
         assert float(near.min()) > 0.3 and float(near.mean()) > 0.5 and float(far.mean()) < 0.05
 
 
-def test_a_run_that_is_killed_goes_on_to_the_same_bits(tmp_path: Path, done: Path) -> None:
-    """Killed while the images of its sixth step are read, so after the checkpoint of the fourth."""
+@pytest.mark.parametrize("steps", [1, 5, 6])
+def test_a_run_that_is_killed_goes_on_to_the_same_bits(tmp_path: Path, done: Path, steps: int) -> None:
+    """Killed while images are read: before the first checkpoint of a step, two steps after it, in the last pass."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "train.affinity_toy", str(tmp_path), str(5 * CONFIG.batch + 1)]
+    command = [sys.executable, "-m", "train.affinity_toy", str(tmp_path), str(steps * CONFIG.batch + 1)]
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
-    assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2, 3, 4]
-    (tmp_path / "log.jsonl").open("a").write('{"step": 5, "tot')  # as a power cut may leave it
+    assert [line["step"] for line in lines(tmp_path)] == list(range(steps))
+    (tmp_path / "log.jsonl").open("a").write('{"step": 9, "tot')  # as a power cut may leave it
     torch.manual_seed(99)
     net = toy_net(head_seed=1)  # not the heads that it began with
     train_affinity(net, TwoRegions(), tmp_path, CONFIG, resume=True)
