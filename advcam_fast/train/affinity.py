@@ -73,13 +73,14 @@ def train_affinity(
     config: AffinityConfig | None = None,
     resume: bool = False,
 ) -> Path:
-    """Trains the heads of a net in place, on its device, and returns the weights that load_affinity_net reads.
+    """Trains the heads of a net in place, on its device, and returns the file of its weights.
 
     SGD on affinity_loss of random crops, stages frozen; then the displacement that all images have in common is
     measured over crops at their top left and goes into the net's running mean.
 
     data: data[i] is (uint8 [3, H, W], labels uint8 [H, W]): affinity_labels makes them. folder: gets log.jsonl (a line
-    a step: losses, rates, images a second), checkpoint.pt and weights.safetensors, each file whole or not there.
+    a step: losses, rates, images a second), checkpoint.pt and weights.safetensors, each file whole or not there; those
+    of a ResNet-50's stages are what load_affinity_net reads, others go into a net of the same stages.
     resume: goes on from the folder's checkpoint, heads and all, on a CPU to the bits of a run that was never stopped
     (at an equal number of threads; on a GPU some of PyTorch's gradients add in no fixed order). Without a checkpoint it
     begins anew, and a run that is done gives its weights at once. The stages must be those that the run began with.
