@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def _half_stencil(radius: int) -> list[tuple[int, int]]:
+def half_stencil(radius: int) -> list[tuple[int, int]]:
     """The offsets (dy, dx) nearer than `radius` that come after (0, 0) in raster order; the others mirror them."""
     reach = range(1 - radius, radius)
     return [(y, x) for y in range(radius) for x in reach if 0 < y * y + x * x < radius * radius and (y, x) > (0, 0)]
 
 
-def _path(dy: int, dx: int) -> list[tuple[int, int]]:
+def path_between(dy: int, dx: int) -> list[tuple[int, int]]:
     """The pixels between (0, 0) and (dy, dx), both included, whose squared distance to the line is below 1."""
     box = [(y, x) for y in range(dy + 1) for x in range(min(dx, 0), max(dx, 0) + 1)]
     return [(y, x) for y, x in box if (y * dx - x * dy) ** 2 < dy * dy + dx * dx]
@@ -71,8 +71,8 @@ def random_walk(
     """maps (1 - boundary), walked over A_ij = (1 - max of the boundary on the path)^beta."""
     wall, inside = _around(boundary, radius - 1), _around(torch.ones_like(boundary), radius - 1)
     affinity = {}
-    for dy, dx in _half_stencil(radius):
-        highest = torch.stack([wall(y, x) for y, x in _path(dy, dx)]).amax(0)
+    for dy, dx in half_stencil(radius):
+        highest = torch.stack([wall(y, x) for y, x in path_between(dy, dx)]).amax(0)
         affinity[dy, dx] = (1 - highest) ** beta * inside(dy, dx)
     return _walk(maps * (1 - boundary)[..., None, :, :], affinity, radius, steps, restart)
 
@@ -89,7 +89,7 @@ def color_walk(
     colors = images.to(maps.dtype)
     color, inside = _around(colors, radius - 1), _around(torch.ones_like(colors[..., 0, :, :]), radius - 1)
     affinity = {}
-    for dy, dx in _half_stencil(radius):
+    for dy, dx in half_stencil(radius):
         distance = (colors - color(dy, dx)).square().sum(-3)
         affinity[dy, dx] = torch.exp(distance / (-2 * sigma**2)) * inside(dy, dx)
     return _walk(maps, affinity, radius, steps, restart)

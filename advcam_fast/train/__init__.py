@@ -1,0 +1,1 @@
+"""From the maps of a run to trained networks."""
