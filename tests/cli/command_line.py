@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import resource
+import signal
 import struct
 import sys
 import time
@@ -99,6 +100,7 @@ def _child(
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", closefd=False, errors="backslashreplace")  # noqa: SIM115
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
     if powerless:  # root without its capabilities is held by permissions like anybody else
         header, nothing = struct.pack("Ii", 0x20080522, 0), struct.pack("6I", *[0] * 6)
         assert ctypes.CDLL(None).capset(header, nothing) == 0

@@ -1,6 +1,7 @@
 """Maps are written while others are climbed, in order, and not after a write that failed."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,3 +67,19 @@ def test_after_a_write_that_fails_there_is_no_other(parts: tuple, monkeypatch: p
         label.label_dataset(data, maker, run, label.LabelRule(), {"0": 0})
     assert tried == ["0", "1", "2"]
     assert run.counts() == {"ok": 2, "failed": 0}
+
+
+def test_an_interrupt_leaves_nothing_half_done(parts: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raised where the progress is shown, between two items, with others on their way to the disk."""
+    data, maker, run = parts
+    finish = run.finish
+    monkeypatch.setattr(run, "finish", lambda *given, **more: (time.sleep(0.05), finish(*given, **more)))
+
+    def interrupt(progress: label.Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        label.label_dataset(data, maker, run, label.LabelRule(), {"0": 0}, report=interrupt)
+    now = run.counts()["ok"]
+    time.sleep(0.3)
+    assert run.counts()["ok"] == now > 1
