@@ -13,10 +13,13 @@
 
 #if defined(__CUDACC__)
 #define ADVCAM_BOTH __host__ __device__ __forceinline__
+#else
+#define ADVCAM_BOTH inline __attribute__((always_inline))
+#endif
+#if defined(__CUDA_ARCH__)  // the host's compiler does not know it
 #define ADVCAM_UNROLL _Pragma("unroll")
 #else
 #define ADVCAM_UNROLL
-#define ADVCAM_BOTH inline __attribute__((always_inline))
 #endif
 
 namespace advcam {
