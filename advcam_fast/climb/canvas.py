@@ -10,7 +10,7 @@ from torch import Tensor
 from advcam_fast.models import FrozenFeatures
 from advcam_fast.models.ragged import Size, inside, within
 
-SHAPE_STEP = 16  # sides of a canvas are multiples: few shapes, for which kernels are chosen and graphs kept
+SHAPE_STEP = 16  # sides of a canvas are multiples: few shapes, for each of which kernels are chosen
 
 
 class Canvas:

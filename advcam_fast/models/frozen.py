@@ -18,6 +18,7 @@ from advcam_fast.models.folding import check_same, folded, probe_of
 from advcam_fast.models.footprint import peak_bytes
 from advcam_fast.models.heap import give_back_free_memory, keep_freed_memory
 from advcam_fast.models.ragged import Frame, Size, Unplaceable, within
+from advcam_fast.models.steps import channels_last
 from advcam_fast.models.tape import Tape
 
 
@@ -33,7 +34,7 @@ class FrozenFeatures(nn.Module):
 
     def forward(self, images: Tensor, frame: Frame | None = None) -> Tensor:
         """[B, 3, H, W] -> [B, K, h, w]. frame: of `frame`, where the images are of different sizes."""
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = channels_last(images)
         if frame is None:
             return self.network(images)
         assert isinstance(self.network, _OnTape)
@@ -116,7 +117,7 @@ def _check_tape(network: nn.Module, graph: fx.GraphModule, ragged: bool) -> str:
     probe = probe_of(network).requires_grad_()
     with torch.enable_grad():
         wanted = network(probe)
-    ascent = torch.cos(torch.arange(wanted.numel(), dtype=wanted.dtype, device=wanted.device)).view(wanted.shape)
+    ascent = _slope_like(wanted)
     (slope,) = torch.autograd.grad(wanted, probe, ascent)
     tape = Tape(graph, torch.float64)
     features, saved = tape.forward(probe.detach(), save=True)
@@ -145,10 +146,10 @@ def _check_ragged(tape: Tape, probe: Tensor) -> None:
     for item, region in enumerate(regions):
         image = probe.roll(item, 3)[..., : region.height, : region.width]
         within(canvas[item], region).copy_(image[0])
-        value, saved = tape.forward(_channels_last(image), save=True)
-        ascent = torch.cos(torch.arange(value.numel(), dtype=value.dtype, device=value.device)).view(value.shape)
+        value, saved = tape.forward(channels_last(image), save=True)
+        ascent = _slope_like(value)
         alone.append((value[0], ascent[0], tape.gradient(saved, ascent)[0]))
-    together, saved = tape.forward(_channels_last(canvas), save=True, frame=frame)
+    together, saved = tape.forward(channels_last(canvas), save=True, frame=frame)
     ascent = torch.zeros_like(together)
     for item, (value, own, _) in enumerate(alone):
         check_same("value among other sizes", within(together[item], features[item]), value)
@@ -161,8 +162,9 @@ def _check_ragged(tape: Tape, probe: Tensor) -> None:
         raise ArithmeticError("it has a gradient outside the images")
 
 
-def _channels_last(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)
+def _slope_like(features: Tensor) -> Tensor:
+    """A gradient of the features whose elements all differ."""
+    return torch.cos(torch.arange(features.numel(), dtype=features.dtype, device=features.device)).view(features.shape)
 
 
 class _OnTape(nn.Module):

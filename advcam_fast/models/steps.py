@@ -56,7 +56,7 @@ def _give(gradients: Gradients, index: int, gradient: Tensor) -> None:
     gradients[index] = gradient if there is None else there.add_(gradient)
 
 
-def _channels_last(tensor: Tensor) -> Tensor:
+def channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
@@ -101,7 +101,7 @@ class Convolved(Step):
         self.sliding: Sliding = sliding_of(module)
 
     def forward(self, values: list[Any], save: bool, frame: Frame | None = None) -> tuple[Any, Any]:
-        x, residual = _channels_last(values[self.source]), None
+        x, residual = channels_last(values[self.source]), None
         if self.residual is not None:
             residual = values[self.residual]
         writable = self.residual in self.writable and self.residual != self.source
@@ -133,7 +133,7 @@ class Rectifier(Step):
 
     def forward(self, values: list[Any], save: bool, frame: Frame | None = None) -> tuple[Any, Any]:
         source = values[self.source]
-        value = _channels_last(source) if self.source in self.writable else _copy(source)
+        value = channels_last(source) if self.source in self.writable else _copy(source)
         inside = None if frame is None else frame.rectify(self.output, _canvas(value))
         return value, ops.masked_relu(value, ceiling=self.ceiling, valid=inside, save=save)
 
@@ -153,7 +153,7 @@ class Addition(Step):
             return values[first].add_(values[second]), None
         if second in self.writable:
             return values[second].add_(values[first]), None
-        return _channels_last(values[first] + values[second]), None
+        return channels_last(values[first] + values[second]), None
 
     def backward(self, gradient: Tensor, kept: Any, gradients: Gradients) -> None:
         first, second = self.sources
@@ -172,7 +172,7 @@ class MaxPool(Step):
         self.window = (*window_of(module, "dilation"), module.ceil_mode)
 
     def forward(self, values: list[Any], save: bool, frame: Frame | None = None) -> tuple[Any, Any]:
-        x = _channels_last(values[self.source])
+        x = channels_last(values[self.source])
         if frame is None:
             value, at = torch.ops.aten.max_pool2d_with_indices(x, *self.window)
         else:
@@ -199,7 +199,7 @@ class AveragePool(Step):
         self.options = (module.ceil_mode, module.count_include_pad, module.divisor_override)
 
     def forward(self, values: list[Any], save: bool, frame: Frame | None = None) -> tuple[Any, Any]:
-        x, outside, share = _channels_last(values[self.source]), None, None
+        x, outside, share = channels_last(values[self.source]), None, None
         if frame is not None and frame.of(self.source) is not None:
             if self.options[0]:
                 raise Unplaceable("average pooling with ceil_mode")
@@ -211,7 +211,7 @@ class AveragePool(Step):
         value = torch.ops.aten.avg_pool2d(x, *self.window, *options)
         if share is not None:
             value = value.div_(share)
-        return _channels_last(value), (x.shape, options, share, outside)
+        return channels_last(value), (x.shape, options, share, outside)
 
     def _share(self, inside: Tensor | None, dtype: torch.dtype) -> Tensor:
         """[B, 1, h, w]: how much of each window is inside; 1 where nothing is."""
@@ -225,7 +225,7 @@ class AveragePool(Step):
             gradient = gradient.div_(share)
         like = _shaped(size, gradient)
         found = torch.ops.aten.avg_pool2d_backward(gradient, like, *self.window, *options)
-        _give(gradients, self.source, _hide(_channels_last(found), outside))
+        _give(gradients, self.source, _hide(channels_last(found), outside))
 
 
 def pool(source: int, output: int, module: nn.MaxPool2d | nn.AvgPool2d) -> Step:
@@ -263,7 +263,7 @@ class Concatenation(Step):
 
     def forward(self, values: list[Any], save: bool, frame: Frame | None = None) -> tuple[Any, Any]:
         parts = [values[source] for source in self.sources]
-        return _channels_last(torch.cat(parts, 1)), [part.shape[1] for part in parts]
+        return channels_last(torch.cat(parts, 1)), [part.shape[1] for part in parts]
 
     def backward(self, gradient: Tensor, kept: Any, gradients: Gradients) -> None:
         for source, part in zip(self.sources, gradient.split(kept, 1), strict=True):
