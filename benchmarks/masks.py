@@ -3,6 +3,7 @@
 advcam-fast label --data csv:../shared/data/horses/labels.csv --model efficientnet_lite0 --preset fast --out run
 python benchmarks/masks.py run --items 1-100 --preset "color-walk;sigma=10" --preset crf
 python benchmarks/masks.py run --items 101-200 --preset color-walk --fixed
+python benchmarks/masks.py run --items 101-200 --preset irn --walk affinity/weights.safetensors
 
 Without --fixed the best of all background scores is taken, for the maps alone too; with it each preset has its own, and
 the maps alone still their best. Results go to benchmarks/results/masks_NAME.json, NAME being the run folder's.
@@ -25,6 +26,7 @@ from torch import Tensor
 from advcam_fast.data import open_dataset, read_image, read_mask
 from advcam_fast.data.dataset import Item
 from advcam_fast.metrics.foreground_iou import bootstrap_best, interval, iou_curve
+from advcam_fast.models import AffinityNet, load_affinity_net
 from advcam_fast.refine import RefineConfig, mask_of, refined_maps
 from advcam_fast.store import RunFolder
 
@@ -42,10 +44,13 @@ class Case(NamedTuple):
     values: list[int]
 
 
-def curves(run: RunFolder, case: Case, config: RefineConfig, backgrounds: Tensor) -> list[Tensor]:
+def curves(
+    run: RunFolder, case: Case, config: RefineConfig, backgrounds: Tensor, net: AffinityNet | None = None
+) -> list[Tensor]:
     """IoU of every class of an image at every background score, [T] each."""
     image, truth = read_image(case.item.path), read_mask(case.item.mask)
-    scores = refined_maps(run.read_maps(case.item.id)["strided"], image, config)
+    boundary = net.predict(image)[0] if net is not None and config.walk == "boundary" else None
+    scores = refined_maps(run.read_maps(case.item.id)["strided"], image, config, boundary)
     if config.crf == "none" and len(scores) == 1:
         return [iou_curve(scores[0].double(), truth, case.values[0], backgrounds)]
     masks = [mask_of(scores, image, replace(config, background=score)) for score in backgrounds.tolist()]
@@ -56,13 +61,15 @@ def curves(run: RunFolder, case: Case, config: RefineConfig, backgrounds: Tensor
     ]
 
 
-def measure(run: RunFolder, cases: Sequence[Case], config: RefineConfig, fixed: bool) -> dict[str, Any]:
+def measure(
+    run: RunFolder, cases: Sequence[Case], config: RefineConfig, fixed: bool, net: AffinityNet | None
+) -> dict[str, Any]:
     """The refined masks beside the maps alone, on the same images."""
     backgrounds = torch.tensor([config.background], dtype=torch.float64) if fixed else BACKGROUNDS
     ours, alone, seconds = [], [], 0.0
     for number, case in enumerate(cases):
         begin = time.monotonic()
-        ours += curves(run, case, config, backgrounds)
+        ours += curves(run, case, config, backgrounds, net)
         seconds += time.monotonic() - begin
         alone += curves(run, case, ALONE, BACKGROUNDS)
         print(f"\r{number + 1}/{len(cases)}", end="", file=sys.stderr, flush=True)
@@ -90,7 +97,9 @@ def main() -> None:
     parser.add_argument("--items", default="1-100000", help="FIRST-LAST[:STEP], counted from 1")
     parser.add_argument("--preset", action="append", required=True, help="NAME or 'NAME;KEY=VALUE;...'")
     parser.add_argument("--fixed", action="store_true", help="at the preset's own background score")
+    parser.add_argument("--walk", type=Path, help="weights of an affinity net, for presets that walk by its boundary")
     options = parser.parse_args()
+    net = load_affinity_net(options.walk) if options.walk else None
     run = RunFolder.read(options.run)
     dataset = open_dataset(str(run.settings["data"]))
     classes = dataset.class_names or ()
@@ -105,7 +114,7 @@ def main() -> None:
     results = json.loads(out.read_text()) if out.exists() else {}
     for text in options.preset:
         name, *settings = text.split(";")
-        row = measure(run, cases, RefineConfig.preset(name).with_settings(settings), options.fixed)
+        row = measure(run, cases, RefineConfig.preset(name).with_settings(settings), options.fixed, net)
         results[f"{text} on {options.items}{', fixed' if options.fixed else ''}"] = row
         out.write_text(json.dumps(results, indent=1) + "\n")
         parts = [name + " {iou:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]".format(**row[name]) for name in PARTS]
