@@ -16,8 +16,8 @@ def test_presets_by_name():
 
 def test_changes_by_text():
     texts = [
-        "power=1.5", "walk=color", "radius=3", "sigma=9", "beta=2", "walk_steps=0", "restart=0.1", "background=0.3", "crf=soft",
-        "crf_confidence=0.9", "crf_steps=5", "crf_gaussian=1,2", "crf_bilateral=4,5,6",
+        "power=1.5", "walk=color", "radius=3", "sigma=9", "beta=2", "walk_steps=0", "restart=0.1",
+        "background=0.3", "crf=soft", "crf_confidence=0.9", "crf_steps=5", "crf_gaussian=1,2", "crf_bilateral=4,5,6",
         "centroid_steps=7", "least_instance=0.5",
     ]  # fmt: skip
     changed = RefineConfig().with_settings(texts)
