@@ -4,7 +4,9 @@ advcam-fast label --data csv:../shared/data/horses/labels.csv --model efficientn
 python benchmarks/masks.py run --items 1-100 --preset "color-walk;sigma=10" --preset crf
 python benchmarks/masks.py run --items 101-200 --preset color-walk --fixed
 python benchmarks/masks.py run --items 101-200 --preset irn --walk affinity/weights.safetensors
+python benchmarks/masks.py coco --make-coco --preset color-walk --fixed
 
+--make-coco makes the run first: the 100 COCO photos, each by a head of quality.py that never saw it, preset `fast`.
 Without --fixed the best of all background scores is taken, for the maps alone too; with it each preset has its own, and
 the maps alone still their best. Results go to benchmarks/results/masks_NAME.json, NAME being the run folder's.
 """
@@ -20,9 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import quality
 import torch
 from torch import Tensor
 
+from advcam_fast.climb import ClimbConfig, MapMaker
 from advcam_fast.data import open_dataset, read_image, read_mask
 from advcam_fast.data.dataset import Item
 from advcam_fast.metrics.foreground_iou import bootstrap_best, interval, iou_curve
@@ -42,6 +46,22 @@ class Case(NamedTuple):
     item: Item
     labels: tuple[str, ...]
     values: list[int]
+
+
+def make_coco(folder: Path) -> None:
+    """The maps of quality.py's COCO photos as a run folder."""
+    models, cases = quality.load("coco", "1-100")
+    config = ClimbConfig.preset("fast")
+    makers = [MapMaker(model, config) for model in models]
+    settings = {"data": f"csv:{quality.DATA / 'coco_train' / 'labels.csv'}", "climb": config.as_dict()}
+    with RunFolder.open(folder, settings) as run:
+        for case in cases:
+            if case.item.id in run.done_ids():
+                continue
+            found = makers[case.model].compute([read_image(case.item.path)], [case.classes])[0]
+            arrays = {"classes": found.classes, "strided": found.strided, "initial": found.initial}
+            names = models[case.model].class_names or ()
+            run.finish(case.item.id, arrays, labels=[names[index] for index in found.classes.tolist()])
 
 
 def curves(
@@ -98,7 +118,10 @@ def main() -> None:
     parser.add_argument("--preset", action="append", required=True, help="NAME or 'NAME;KEY=VALUE;...'")
     parser.add_argument("--fixed", action="store_true", help="at the preset's own background score")
     parser.add_argument("--walk", type=Path, help="weights of an affinity net, for presets that walk by its boundary")
+    parser.add_argument("--make-coco", action="store_true", help="make the run, of COCO photos, first")
     options = parser.parse_args()
+    if options.make_coco:
+        make_coco(options.run)
     net = load_affinity_net(options.walk) if options.walk else None
     run = RunFolder.read(options.run)
     dataset = open_dataset(str(run.settings["data"]))
