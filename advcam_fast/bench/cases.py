@@ -154,28 +154,29 @@ def _relu_backward_of_torch(arguments: Arguments) -> Callable[..., Any]:
     return run
 
 
-_POOL = {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1)}
+_POOL = {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1), "dilation": (1, 1)}
 
 
 def _pool(source: Source, pairs: int) -> Arguments:
     """A ResNet's, behind its first convolution."""
     shape = (2 * pairs, 64, source.side(188), source.side(250))
-    return {"x": source.normal(*shape).contiguous(memory_format=torch.channels_last), **_POOL}
+    x = source.normal(*shape).contiguous(memory_format=torch.channels_last)
+    return {"x": x, **_POOL, "ceil_mode": False, "save": True}
 
 
 def _pool_of_torch(arguments: Arguments) -> Callable[..., Any]:
     """With the int64 indices that its gradient needs, which are not compared."""
 
-    def run(x: Tensor, **window: Any) -> tuple[Tensor, None]:
+    def run(x: Tensor, save: bool, **window: Any) -> tuple[Tensor, None]:
         return torch.ops.aten.max_pool2d_with_indices(x, *window.values())[0], None
 
     return run
 
 
 def _pool_backward(source: Source, pairs: int) -> Arguments:
-    x = _pool(source, pairs)["x"]
-    y, at = reference.max_pool(x, **_POOL)
-    return {"gradient": y, "at": at, "size": x.shape[2:], **_POOL}
+    given = _pool(source, pairs)
+    y, at = reference.max_pool(**given)
+    return {"gradient": y, "at": at, "size": given["x"].shape[2:], **_POOL}
 
 
 def _pool_backward_of_torch(arguments: Arguments) -> Callable[..., Any]:
@@ -186,7 +187,7 @@ def _pool_backward_of_torch(arguments: Arguments) -> Callable[..., Any]:
     x = torch.empty(*gradient.shape[:2], *size, device=at.device).contiguous(memory_format=torch.channels_last)
 
     def run(gradient: Tensor, at: Tensor, size: Any, **window: Any) -> Tensor:
-        return torch.ops.aten.max_pool2d_with_indices_backward(gradient, x, *window.values(), (1, 1), False, indices)
+        return torch.ops.aten.max_pool2d_with_indices_backward(gradient, x, *window.values(), False, indices)
 
     return run
 

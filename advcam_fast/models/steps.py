@@ -176,7 +176,8 @@ class MaxPool(Step):
         x, beside = channels_last(values[self.source]), None
         if frame is not None:
             x = _hidden(x, frame.outside(self.source, _canvas(x), rectified=True), -math.inf)
-        value, at = ops.max_pool(x, *self.window, self.ceil_mode, save)
+        kernel, stride, padding, dilation = self.window
+        value, at = ops.max_pool(x, kernel, stride, padding, dilation, self.ceil_mode, save)
         if frame is not None:
             beside = frame.outside(self.output, _canvas(value))
         return _hide(value, beside), (_canvas(x), at) if save else None  # no infinity may meet another layer
