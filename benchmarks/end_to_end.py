@@ -2,6 +2,7 @@
 
 python benchmarks/end_to_end.py resnet50_stride16
 python benchmarks/end_to_end.py efficientnet_lite0 --preset fast --dtype fp32
+python benchmarks/end_to_end.py resnet50_stride16 --dtype fp32 bf16 --steps-only    # a minute
 
 The plain loop is the method as released (advcam_fast/bench/plain_loop.py), always with the paper's preset: a ResNet-50
 takes it minutes an image. The photos are scikit-image's, as JPEG of one size; a network other than efficientnet_lite0
@@ -130,6 +131,30 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     flops = step_flops(model, size)
     preset = ClimbConfig.preset(options.preset)
     makers = {dtype: MapMaker(model, replace(preset, dtype=dtype)) for dtype in options.dtype}
+    found = {"size": list(size), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    found["executor"] = next(iter(makers.values())).executor
+    if not options.steps_only:
+        found |= whole_runs(options, folder, model, makers, network, view, classes)
+    steps = {dtype: step_seconds(model, view, classes[0], dtype) for dtype in makers}
+    rates = {dtype: convolution_rate(DTYPES[dtype][0]) for dtype in makers if dtype != "mixed"}
+    return found | {
+        "step_seconds": steps,
+        "step_gigaflop": flops / 1e9,
+        "probe_gigaflops": {name: rate / 1e9 for name, rate in rates.items()},
+        "share_of_probe": {name: flops / steps[name] / rate for name, rate in rates.items()},
+    }
+
+
+def whole_runs(
+    options: argparse.Namespace,
+    folder: Path,
+    model: af.CamModel,
+    makers: dict[str, MapMaker],
+    network: nn.Module,
+    view: Tensor,
+    classes: list[int],
+) -> dict[str, Any]:
+    """Medians of all photos' seconds, and how many times as fast as the plain loop they are."""
     times: dict[str, list[float]] = {name: [] for name in (*makers, "plain")}
     labels = torch.tensor([classes[:1]])
     for maker in makers.values():  # warm-up; minutes of the plain loop need none
@@ -143,21 +168,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         times["plain"].append(seconds(run))
         print(", ".join(f"{name} {found[-1]:.2f} s" for name, found in times.items()), flush=True)
     medians = {name: statistics.median(found) for name, found in times.items()}
-    steps = {dtype: step_seconds(model, view, classes[0], dtype) for dtype in makers}
-    rates = {dtype: convolution_rate(DTYPES[dtype][0]) for dtype in makers if dtype != "mixed"}
     return {
-        "size": list(size),
         "images": options.images,
         "rounds": options.rounds,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "executor": next(iter(makers.values())).executor,
         "seconds_per_image": medians,
         "ratio": {name: medians["plain"] / value for name, value in medians.items() if name != "plain"},
-        "step_seconds": steps,
-        "step_gigaflop": flops / 1e9,
-        "probe_gigaflops": {name: rate / 1e9 for name, rate in rates.items()},
-        "share_of_probe": {name: flops / steps[name] / rate for name, rate in rates.items()},
     }
 
 
@@ -169,17 +184,23 @@ def main() -> None:
     parser.add_argument("--size", nargs=2, type=int, default=[375, 500], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--images", type=int, default=2, choices=range(1, 5))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps-only", action="store_true", help="a step and its share of the probed rate alone")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(options, Path(folder))
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
-    results[f"{options.network}, {options.preset}"] = found
+    name = f"{options.network}, {options.preset}"
+    before = results.get(name, {}) if options.steps_only else {}
+    for key, value in found.items():  # of the precisions that were measured: others stay
+        before[key] = before.get(key, {}) | value if isinstance(value, dict) else value
+    results[name] = before
     options.out.write_text(json.dumps(results, indent=1) + "\n")
-    for name, ratio in found["ratio"].items():
-        share = found["share_of_probe"].get(name)
+    for name, step in found["step_seconds"].items():
+        ratio, share = found.get("ratio", {}).get(name), found["share_of_probe"].get(name)
+        of_plain = f"{ratio:.2f} x the plain loop; " if ratio else ""
         of_probe = f", {share:.0%} of the probed rate" if share else ""
-        print(f"{name}: {ratio:.2f} x the plain loop; a step {found['step_seconds'][name]:.3f} s{of_probe}")
+        print(f"{name}: {of_plain}a step {step:.3f} s{of_probe}")
 
 
 if __name__ == "__main__":

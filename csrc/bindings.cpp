@@ -13,6 +13,7 @@
 #include "dense_crf.h"
 #include "dispatch.h"
 #include "masked_relu.h"
+#include "max_pool.h"
 #include "permutohedral.h"
 #include "tensor_view.h"
 
@@ -204,6 +205,58 @@ void masked_relu_backward(py::handle gradient_, py::handle bits_, Stream stream,
            CUDA_LAUNCHER(masked_relu_backward));
 }
 
+using Sides = std::array<int64_t, 2>;  // vertical, horizontal
+
+// x: what the windows pass over; y: one element for each window. Both channels-last.
+Pooling pooling_of(const TensorView& x, const TensorView& y, Sides kernel, Sides stride, Sides padding,
+                   Sides dilation) {
+  for (const TensorView* v : {&x, &y}) {
+    if (v->ndim != 4)
+      throw py::value_error(std::string(v->name) + ": shape " + v->shape_text() +
+                            " came, wanted is a channels-last (B, C, H, W)");
+    channels_of(*v);
+  }
+  y.has_shape({x.shape[0], x.shape[1], y.shape[2], y.shape[3]}), y.on_device_of(x);
+  Pooling p{x.shape[0], x.shape[2], x.shape[3], x.shape[1], y.shape[2], y.shape[3], {}, {}, {}, {}};
+  for (int side : {0, 1}) {
+    p.kernel[side] = kernel[side], p.stride[side] = stride[side];
+    p.padding[side] = padding[side], p.dilation[side] = dilation[side];
+    if (kernel[side] < 1 || stride[side] < 1 || padding[side] < 0 || dilation[side] < 1)
+      throw py::value_error("kernel, stride, dilation: wanted are 1 or more, and padding 0 or more");
+  }
+  if (kernel[0] * kernel[1] > 256)
+    throw py::value_error("kernel: " + std::to_string(kernel[0]) + " x " + std::to_string(kernel[1]) +
+                          " came, wanted are at most 256 elements");
+  return p;
+}
+
+void max_pool(py::handle x_, py::handle y_, py::handle at_, Sides kernel, Sides stride, Sides padding, Sides dilation,
+              Stream stream, int threads) {
+  TensorView x("x", x_), y("y", y_);
+  MaxPool call{};
+  call.dtype = x.dtype({DType::f32, DType::f64, DType::bf16, DType::f16});
+  y.dtype({call.dtype}), y.writable();
+  call.pooling = pooling_of(x, y, kernel, stride, padding, dilation);
+  std::optional<TensorView> at;
+  if (!at_.is_none()) at.emplace("at", at_), at->byte(), at->same_layout_as(y), at->writable();
+  if (y.numel == 0) return;
+  call.x = x.data, call.y = y.data, call.at = at ? static_cast<uint8_t*>(at->data) : nullptr;
+  dispatch(call, x, py::none(), 0, stream, threads, &cpu::max_pool, CUDA_LAUNCHER(max_pool));
+}
+
+void max_pool_backward(py::handle gradient_, py::handle at_, py::handle x_gradient_, Sides kernel, Sides stride,
+                       Sides padding, Sides dilation, Stream stream, int threads) {
+  TensorView gradient("gradient", gradient_), at("at", at_), x_gradient("x_gradient", x_gradient_);
+  MaxPoolBackward call{};
+  call.dtype = gradient.dtype({DType::f32, DType::f64, DType::bf16, DType::f16});
+  x_gradient.dtype({call.dtype}), x_gradient.writable();
+  call.pooling = pooling_of(x_gradient, gradient, kernel, stride, padding, dilation);
+  at.byte(), at.same_layout_as(gradient);
+  if (x_gradient.numel == 0) return;
+  call.gradient = gradient.data, call.at = static_cast<const uint8_t*>(at.data), call.x_gradient = x_gradient.data;
+  dispatch(call, gradient, py::none(), 0, stream, threads, &cpu::max_pool_backward, CUDA_LAUNCHER(max_pool_backward));
+}
+
 void dense_crf(py::handle images_, py::handle unary_, py::handle probability_, int64_t steps,
                std::array<float, 2> gaussian, std::array<float, 3> bilateral, py::handle workspace, Stream stream,
                int threads) {
@@ -257,6 +310,12 @@ PYBIND11_MODULE(_C, m) {
         arg("num_threads") = 0);
   m.def("masked_relu_backward", &masked_relu_backward, "The gradient of masked_relu, in place; see csrc/masked_relu.h.",
         arg("gradient"), arg("bits"), arg("stream") = none, arg("num_threads") = 0);
+  m.def("max_pool", &max_pool, "The kernel of advcam_fast.ops.max_pool, into arrays; see csrc/max_pool.h.", arg("x"),
+        arg("y"), arg("at"), arg("kernel"), arg("stride"), arg("padding"), arg("dilation"), arg("stream") = none,
+        arg("num_threads") = 0);
+  m.def("max_pool_backward", &max_pool_backward, "The gradient of max_pool, into an array; see csrc/max_pool.h.",
+        arg("gradient"), arg("at"), arg("x_gradient"), arg("kernel"), arg("stride"), arg("padding"), arg("dilation"),
+        arg("stream") = none, arg("num_threads") = 0);
   bind_walk(m);
   m.def("dense_crf_workspace", [](int64_t sets, int64_t labels, int64_t height, int64_t width, bool f64) {
     DenseCrf call{};

@@ -154,6 +154,44 @@ def _relu_backward_of_torch(arguments: Arguments) -> Callable[..., Any]:
     return run
 
 
+_POOL = {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1), "dilation": (1, 1)}
+
+
+def _pool(source: Source, pairs: int) -> Arguments:
+    """A ResNet's, behind its first convolution."""
+    shape = (2 * pairs, 64, source.side(188), source.side(250))
+    x = source.normal(*shape).contiguous(memory_format=torch.channels_last)
+    return {"x": x, **_POOL, "ceil_mode": False, "save": True}
+
+
+def _pool_of_torch(arguments: Arguments) -> Callable[..., Any]:
+    """With the int64 indices that its gradient needs, which are not compared."""
+
+    def run(x: Tensor, save: bool, **window: Any) -> tuple[Tensor, None]:
+        return torch.ops.aten.max_pool2d_with_indices(x, *window.values())[0], None
+
+    return run
+
+
+def _pool_backward(source: Source, pairs: int) -> Arguments:
+    given = _pool(source, pairs)
+    y, at = reference.max_pool(**given)
+    return {"gradient": y, "at": at, "size": given["x"].shape[2:], **_POOL}
+
+
+def _pool_backward_of_torch(arguments: Arguments) -> Callable[..., Any]:
+    gradient, at, size = arguments["gradient"], arguments["at"].long(), arguments["size"]
+    row, column = (torch.arange(n, device=at.device) for n in at.shape[2:])
+    top, left = (row * 2 - 1)[:, None], (column * 2 - 1)[None, :]
+    indices = (top + at // 3) * size[1] + left + at % 3
+    x = torch.empty(*gradient.shape[:2], *size, device=at.device).contiguous(memory_format=torch.channels_last)
+
+    def run(gradient: Tensor, at: Tensor, size: Any, **window: Any) -> Tensor:
+        return torch.ops.aten.max_pool2d_with_indices_backward(gradient, x, *window.values(), False, indices)
+
+    return run
+
+
 def _walk(height: int, width: int) -> Callable[[Source, int], Arguments]:
     """Two labels of a photo at stride 4, with the settings of the method."""
 
@@ -252,6 +290,8 @@ CASES = (
     Case("cam_accumulate", "4 scales to 375x500", _scales),
     Case("masked_relu", "256x94x125 fp32 with bits", _relu, _relu_of_torch),
     Case("masked_relu_backward", "256x94x125 fp32", _relu_backward, _relu_backward_of_torch),
+    Case("max_pool", "64x188x250 fp32", _pool, _pool_of_torch),
+    Case("max_pool_backward", "64x188x250 fp32", _pool_backward, _pool_backward_of_torch),
     Case("random_walk", "94x125 256 steps", _walk(94, 125), compiles=False, peer_error=1e-4),
     Case("random_walk", "32x42 against the dense power", _walk(32, 42), _dense_walk, compiles=False, peer_error=1e-3),
     Case("color_walk", "94x125 32 steps", _color_walk, compiles=False),
@@ -272,6 +312,10 @@ def outputs(stem: str, run: Callable[..., Any], arguments: Arguments) -> dict[st
         return {"x": arguments["x"]} | ({} if result is None else {"bits": result})
     if stem == "masked_relu_backward":  # torch's is not in place
         return {"gradient": arguments["gradient"] if result is None else result}
+    if stem == "max_pool":
+        return {name: found for name, found in zip(("y", "at"), result, strict=True) if found is not None}
+    if stem == "max_pool_backward":
+        return {"x_gradient": result}
     if stem in ("random_walk", "color_walk"):
         return {"walked": result}
     if stem == "centroid_walk":

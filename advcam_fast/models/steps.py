@@ -78,7 +78,7 @@ def _hide(gradient: Tensor, outside: Tensor | None) -> Tensor:
 
 
 def _shaped(size: torch.Size, gradient: Tensor) -> Tensor:
-    """What stands for the input of a pooling layer, of which only shape and layout are read."""
+    """What stands for the input of an averaging layer, of which only shape and layout are read."""
     return torch.empty(size, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
 
 
@@ -169,23 +169,22 @@ class MaxPool(Step):
         super().__init__((source,), output)
         self.source = source
         self.sliding = sliding_of(module)
-        self.window = (*window_of(module, "dilation"), module.ceil_mode)
+        self.window = window_of(module, "dilation")
+        self.ceil_mode = module.ceil_mode
 
     def forward(self, values: list[Any], save: bool, frame: Frame | None = None) -> tuple[Any, Any]:
-        x = channels_last(values[self.source])
-        if frame is None:
-            value, at = torch.ops.aten.max_pool2d_with_indices(x, *self.window)
-        else:
+        x, beside = channels_last(values[self.source]), None
+        if frame is not None:
             x = _hidden(x, frame.outside(self.source, _canvas(x), rectified=True), -math.inf)
-            value, at = torch.ops.aten.max_pool2d_with_indices(x, *self.window)
-            value = _hide(value, frame.outside(self.output, _canvas(value)))  # no infinity may meet another layer
-        return value, (x.shape, at) if save else None
+        kernel, stride, padding, dilation = self.window
+        value, at = ops.max_pool(x, kernel, stride, padding, dilation, self.ceil_mode, save)
+        if frame is not None:
+            beside = frame.outside(self.output, _canvas(value))
+        return _hide(value, beside), (_canvas(x), at) if save else None  # no infinity may meet another layer
 
     def backward(self, gradient: Tensor, kept: Any, gradients: Gradients) -> None:
         size, at = kept
-        like = _shaped(size, gradient)
-        found = torch.ops.aten.max_pool2d_with_indices_backward(gradient, like, *self.window, at)
-        _give(gradients, self.source, found)
+        _give(gradients, self.source, ops.max_pool_backward(gradient, at, size, *self.window))
 
 
 class AveragePool(Step):

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from advcam_fast import ops
 from advcam_fast.models import steps
-from advcam_fast.models.convolution import padding_rule
+from advcam_fast.models.convolution import padding_rule, window_of
 from advcam_fast.models.ragged import Frame, Region, Size, regions
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -95,6 +96,7 @@ class _Compiler:
         self.taken: set[fx.Node] = set()  # nodes that are part of a step before them
         self.calls: dict[fx.Node, tuple[Callable[[dict[int, Any]], Any], tuple[int, ...]]] = {}  # of several tensors
         self.residuals: dict[fx.Node, fx.Node] = {}  # addition -> the convolution that will do it
+        self.late: dict[fx.Node, float] = {}  # maximum over windows -> ceiling of the rectifier before it, done after
 
     def compiled(self) -> tuple[list[steps.Step], int, int]:
         output = None
@@ -132,13 +134,18 @@ class _Compiler:
             self._emit_convolution(convolution, node, self.index[others[0]])
         elif (ceiling := _ceiling(node, kind)) is not None and self._is_map(node):
             source = self.index[node.all_input_nodes[0]]
-            self.steps.append(steps.Rectifier(source, self._name(node), ceiling))
+            if (maximum := self._maximum_after(node)) is not None:
+                self.late[maximum], self.index[node] = ceiling, source
+            else:
+                self.steps.append(steps.Rectifier(source, self._name(node), ceiling))
         elif kind in _ADDITIONS and self._plain_pair(node):
             first, second = (self.index[source] for source in node.all_input_nodes)
             self.steps.append(steps.Addition(first, second, self._name(node)))
         elif self._is_map(node) and (pooling := _pooling(node, kind)) is not None:
             source = self.index[node.all_input_nodes[0]]
             self.steps.append(steps.pool(source, self._name(node), pooling))
+            if node in self.late:
+                self.steps.append(steps.Rectifier(self.index[node], self._name(node), self.late[node]))
         elif (keepdim := self._global_mean(node, kind)) is not None:
             self.steps.append(steps.GlobalMean(self.index[node.all_input_nodes[0]], self._name(node), keepdim))
         elif kind is torch.cat and _dimension(node) == 1 and self._is_map(node) and _distinct(node.args[0]):
@@ -186,6 +193,12 @@ class _Compiler:
             return bool(getattr(kind, "inplace", False))
         return kind in _IN_PLACE or bool(node.kwargs.get("inplace", False))
 
+    def _maximum_after(self, rectifier: fx.Node) -> fx.Node | None:
+        """A maximum over windows that may change places with it, which leaves fewer elements to rectify."""
+        users = list(rectifier.users)
+        pooling = _pooling(users[0], self._kind(users[0])) if len(users) == 1 else None
+        return users[0] if isinstance(pooling, nn.MaxPool2d) and min(window_of(pooling)[1]) > 1 else None
+
     def _is_map(self, node: fx.Node) -> bool:
         return len(node.meta.get("shape", ())) == 4  # [B, C, H, W]
 
@@ -213,7 +226,9 @@ class _Compiler:
         module = self._kind(node)
         ceiling = None
         users = list(last.users)
-        if len(users) == 1 and (ceiling := _ceiling(users[0], self._kind(users[0]))) is not None:
+        if len(users) == 1 and self._maximum_after(users[0]) is None:
+            ceiling = _ceiling(users[0], self._kind(users[0]))
+        if ceiling is not None:
             last = users[0]
             self.taken.add(last)
         source = self.index[node.all_input_nodes[0]]
@@ -268,7 +283,7 @@ def _pooling(node: fx.Node, kind: Any) -> nn.MaxPool2d | nn.AvgPool2d | None:
             return None
         kind = made(*node.args[1:], **node.kwargs)  # type: ignore[arg-type]
     if type(kind) is nn.MaxPool2d and not kind.return_indices:
-        return kind
+        return kind if math.prod(window_of(kind)[0]) <= ops.MOST_ELEMENTS else None
     return kind if type(kind) is nn.AvgPool2d else None
 
 

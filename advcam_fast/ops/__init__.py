@@ -7,9 +7,11 @@ from advcam_fast.ops.climb_step import climb_step
 from advcam_fast.ops.color_walk import color_walk
 from advcam_fast.ops.dense_crf import dense_crf, hard_unary
 from advcam_fast.ops.masked_relu import masked_relu, masked_relu_backward
+from advcam_fast.ops.max_pool import MOST_ELEMENTS, max_pool, max_pool_backward
 from advcam_fast.ops.random_walk import random_walk
 
 __all__ = [
+    "MOST_ELEMENTS",
     "CentroidWalk",
     "ClimbLoss",
     "cam_accumulate",
@@ -21,5 +23,7 @@ __all__ = [
     "hard_unary",
     "masked_relu",
     "masked_relu_backward",
+    "max_pool",
+    "max_pool_backward",
     "random_walk",
 ]

@@ -6,6 +6,10 @@ dtype of its inputs: give float64 to get the reference that tests/tolerances.py 
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -130,6 +134,82 @@ def masked_relu_backward(gradient: Tensor, bits: Tensor) -> Tensor:
     rows = _rows(gradient)
     rows.copy_(torch.where(flags.flatten()[: rows.numel()].view(rows.shape) != 0, rows, 0))
     return gradient
+
+
+def _elements(
+    windows: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Iterator[tuple[slice, slice]]:
+    """For each element of a window, row by row: where all windows have it, in a padded plane."""
+    for row, column in itertools.product(*map(range, kernel)):
+        first = (row * dilation[0], column * dilation[1])
+        rows, columns = (slice(f, f + (n - 1) * s + 1, s) for f, n, s in zip(first, windows, stride, strict=True))
+        yield rows, columns
+
+
+def windows_of(
+    size: Sequence[int],  # of x: rows, columns
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> tuple[int, int]:
+    """How many windows there are: vertically, horizontally."""
+    counts = []
+    for side in (0, 1):
+        room = size[side] + 2 * padding[side] - dilation[side] * (kernel[side] - 1) - 1
+        count = (-(-room // stride[side]) if ceil_mode else room // stride[side]) + 1
+        if ceil_mode and (count - 1) * stride[side] >= size[side] + padding[side]:
+            count -= 1  # the last one would begin in the padding
+        counts.append(count)
+    return counts[0], counts[1]
+
+
+def max_pool(
+    x: Tensor,  # [B, C, H, W]
+    kernel: Sequence[int],  # each (vertical, horizontal)
+    stride: Sequence[int],
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    ceil_mode: bool = False,
+    save: bool = True,
+) -> tuple[Tensor, Tensor]:  # [B, C, h, w]; uint8 like it, or [0]
+    """The maximum over windows, and which of its elements, row by row, each one is: the first, or the last NaN."""
+    windows = windows_of(x.shape[2:], kernel, stride, padding, dilation, ceil_mode)
+    size = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(windows, stride, dilation, kernel, strict=True)]
+    below = [max(full - p - side, 0) for full, p, side in zip(size, padding, x.shape[2:], strict=True)]
+    padded = F.pad(x, (padding[1], below[1], padding[0], below[0]), value=-math.inf)
+    y = torch.full((*x.shape[:2], *windows), -math.inf, dtype=x.dtype, device=x.device)
+    at = torch.zeros_like(y, dtype=torch.uint8)
+    for element, (rows, columns) in enumerate(_elements(windows, kernel, stride, dilation)):
+        value = padded[:, :, rows, columns]
+        larger = (value > y) | value.isnan()
+        y, at = torch.where(larger, value, y), torch.where(larger, element, at)
+    y, at = (found.contiguous(memory_format=torch.channels_last) for found in (y, at))
+    return y, at if save else at.new_empty(0)
+
+
+def max_pool_backward(
+    gradient: Tensor,  # [B, C, rows, columns]
+    at: Tensor,  # uint8 like it
+    size: Sequence[int],  # of x
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+) -> Tensor:  # [B, C, *size]
+    """Each element's sum of the gradients of the windows that took it."""
+    windows = gradient.shape[2:]
+    full = [
+        max((n - 1) * s + d * (k - 1) + 1, p + side)
+        for n, s, d, k, p, side in zip(windows, stride, dilation, kernel, padding, size, strict=True)
+    ]
+    wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+    total = torch.zeros((*gradient.shape[:2], *full), dtype=wide, device=gradient.device)
+    for element, (rows, columns) in enumerate(_elements(windows, kernel, stride, dilation)):
+        total[:, :, rows, columns] += torch.where(at == element, gradient, 0)
+    found = total[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+    return found.to(gradient.dtype, memory_format=torch.channels_last)
 
 
 def _simplices(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,12 @@ def test_end_to_end_benchmark(tmp_path: Path) -> None:
     assert set(report["ratio"]) == {"fp32", "mixed"}
     assert set(report["share_of_probe"]) == {"fp32"}
     assert report["executor"] == "tape"
+    options[3:5] = ["bf16"]
+    done = run("benchmarks/end_to_end.py", "efficientnet_lite0", *options, "--steps-only", "--out", str(out))
+    assert done.returncode == 0, done.stderr[-4000:]
+    after = json.loads(out.read_text())["efficientnet_lite0, cam"]
+    assert set(after.pop("share_of_probe")) == {"fp32", "bf16"}
+    assert after["ratio"] == report["ratio"], "what was not measured stays"
 
 
 @pytest.fixture(scope="module")

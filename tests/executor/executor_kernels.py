@@ -9,11 +9,25 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
+from executor_arguments import (
+    ARGUMENTS,
+    CamAccumulateArguments,
+    CentroidWalkArguments,
+    ClimbLossArguments,
+    ClimbStepArguments,
+    DenseCrfArguments,
+    MaskedReluArguments,
+    MaskedReluBackwardArguments,
+    MaxPoolArguments,
+    MaxPoolBackwardArguments,
+    Pooling,
+    RandomWalkArguments,
+)
 from torch import Tensor
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # the order of csrc/dtype.h, then none
 NONE = 4
-STEP_PARTS, STEP_FIELDS, ACCUMULATE_PARTS, MAX_SCALES = 64, 3, 64, 8  # the constants of csrc/*.h
+STEP_PARTS, STEP_FIELDS, ACCUMULATE_PARTS = 64, 3, 64  # the constants of csrc/*.h
 
 
 def load_reference() -> ModuleType:
@@ -29,97 +43,7 @@ def load_reference() -> ModuleType:
 reference = load_reference()
 
 
-class ClimbStepArguments(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("image", "gradient", "network_input", "gradient_max")),
-        *((name, ctypes.c_int) for name in ("image_dtype", "gradient_dtype", "network_dtype")),
-        *((name, ctypes.c_int64) for name in ("groups", "n")),
-        ("step", ctypes.c_double),
-    ]
-
-
-class ClimbLossArguments(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("logit_map", "target", "weight", "positive", "initial_map")),
-        *((name, ctypes.c_void_p) for name in ("pair_map", "mask", "score", "objective", "gradient")),
-        ("dtype", ctypes.c_int),
-        *((name, ctypes.c_int64) for name in ("groups", "classes", "height", "width")),
-        ("members", ctypes.c_int),
-        *((name, ctypes.c_int64) for name in ("stride_item", "stride_class", "stride_pixel")),
-        *((name, ctypes.c_double) for name in ("suppression", "mask_threshold")),
-        ("rectify", ctypes.c_bool),
-    ]
-
-
-class CamAccumulateArguments(ctypes.Structure):
-    _fields_ = [
-        ("map", ctypes.c_void_p * MAX_SCALES),
-        ("map_height", ctypes.c_int64 * MAX_SCALES),
-        ("map_width", ctypes.c_int64 * MAX_SCALES),
-        ("scales", ctypes.c_int),
-        ("total", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("count", "height", "width", "rows", "columns")),
-        ("dtype", ctypes.c_int),
-        ("normalise", ctypes.c_bool),
-    ]
-
-
-class MaskedReluArguments(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "bias", "residual", "valid", "bits")),
-        ("dtype", ctypes.c_int),
-        *((name, ctypes.c_int64) for name in ("rows", "channels")),
-        ("ceiling", ctypes.c_double),
-    ]
-
-
-class MaskedReluBackwardArguments(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("gradient", "bits")),
-        ("dtype", ctypes.c_int),
-        ("n", ctypes.c_int64),
-    ]
-
-
-class RandomWalkArguments(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("maps", "guide", "out")),
-        *((name, ctypes.c_int64) for name in ("batch", "labels", "height", "width", "channels", "radius", "steps")),
-        *((name, ctypes.c_double) for name in ("scale", "restart")),
-        ("dtype", ctypes.c_int),
-        ("color", ctypes.c_bool),
-    ]
-
-
-class CentroidWalkArguments(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("displacement", "centroids", "labels")),
-        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "steps")),
-        ("threshold", ctypes.c_double),
-        ("dtype", ctypes.c_int),
-    ]
-
-
-class DenseCrfArguments(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("images", "unary", "probability")),
-        ("dtype", ctypes.c_int),
-        *((name, ctypes.c_int64) for name in ("batch", "sets", "labels", "height", "width", "steps")),
-        *((f"gaussian_{name}", ctypes.c_float) for name in ("sxy", "weight")),
-        *((f"bilateral_{name}", ctypes.c_float) for name in ("sxy", "srgb", "weight")),
-    ]
-
-
-ARGUMENTS = {  # in the order of argument_bytes in launchers.cpp
-    "climb_step": ClimbStepArguments,
-    "climb_loss": ClimbLossArguments,
-    "cam_accumulate": CamAccumulateArguments,
-    "masked_relu": MaskedReluArguments,
-    "masked_relu_backward": MaskedReluBackwardArguments,
-    "random_walk": RandomWalkArguments,
-    "centroid_walk": CentroidWalkArguments,
-    "dense_crf": DenseCrfArguments,
-}
+Window = tuple[tuple[int, int], ...]  # kernel, stride, padding, dilation; each (vertical, horizontal)
 
 
 class Loss(NamedTuple):
@@ -297,6 +221,37 @@ class Kernels:
         )
         self.run("masked_relu_backward", arguments, torch.empty(0))
         return gradient
+
+    def max_pool(
+        self,
+        x: Tensor,  # [batch, height, width, channels]
+        windows: tuple[int, int],  # how many there are
+        window: Window,
+        save: bool = True,
+        device: int = 0,
+    ) -> tuple[Tensor, Tensor | None]:  # [batch, *windows, channels] each
+        y = _poison((len(x), *windows, x.shape[3]), x.dtype)
+        at = torch.full(y.shape, 0xFF, dtype=torch.uint8) if save else None
+        pooling = Pooling(*x.shape, *windows, *((ctypes.c_int64 * 2)(*part) for part in window))
+        arguments = MaxPoolArguments(_pointer(x), _pointer(y), _pointer(at), DTYPES.index(x.dtype), pooling)
+        self.run("max_pool", arguments, torch.empty(0), device)
+        return y, at
+
+    def max_pool_backward(
+        self,
+        gradient: Tensor,  # [batch, rows, columns, channels]
+        at: Tensor,  # like gradient
+        size: tuple[int, int],  # of x
+        window: Window,
+    ) -> Tensor:  # [batch, *size, channels]
+        batch, *windows, channels = gradient.shape
+        found = _poison((batch, *size, channels), gradient.dtype)
+        pooling = Pooling(batch, *size, channels, *windows, *((ctypes.c_int64 * 2)(*part) for part in window))
+        arguments = MaxPoolBackwardArguments(
+            _pointer(gradient), _pointer(at), _pointer(found), DTYPES.index(gradient.dtype), pooling
+        )
+        self.run("max_pool_backward", arguments, torch.empty(0))
+        return found
 
     def random_walk(
         self,

@@ -6,20 +6,23 @@
 #include "dense_crf.h"
 #include "executor.h"
 #include "masked_relu.h"
+#include "max_pool.h"
 #include "random_walk.h"
 
 extern "C" {
 
-// For the tests to compare with their own declarations of the arguments. [8]
+// For the tests to compare with their own declarations of the arguments. [10]
 void argument_bytes(int64_t* bytes) {
   bytes[0] = sizeof(advcam::ClimbStep);
   bytes[1] = sizeof(advcam::ClimbLoss);
   bytes[2] = sizeof(advcam::CamAccumulate);
   bytes[3] = sizeof(advcam::MaskedRelu);
   bytes[4] = sizeof(advcam::MaskedReluBackward);
-  bytes[5] = sizeof(advcam::RandomWalk);
-  bytes[6] = sizeof(advcam::CentroidWalk);
-  bytes[7] = sizeof(advcam::DenseCrf);
+  bytes[5] = sizeof(advcam::MaxPool);
+  bytes[6] = sizeof(advcam::MaxPoolBackward);
+  bytes[7] = sizeof(advcam::RandomWalk);
+  bytes[8] = sizeof(advcam::CentroidWalk);
+  bytes[9] = sizeof(advcam::DenseCrf);
 }
 
 int64_t dense_crf_workspace(const advcam::DenseCrf* arguments) {
@@ -44,6 +47,14 @@ const char* masked_relu(const advcam::MaskedRelu* arguments, void* workspace, in
 
 const char* masked_relu_backward(const advcam::MaskedReluBackward* arguments, void* workspace, int device) {
   return advcam::cuda::masked_relu_backward(*arguments, workspace, device, nullptr);
+}
+
+const char* max_pool(const advcam::MaxPool* arguments, void* workspace, int device) {
+  return advcam::cuda::max_pool(*arguments, workspace, device, nullptr);
+}
+
+const char* max_pool_backward(const advcam::MaxPoolBackward* arguments, void* workspace, int device) {
+  return advcam::cuda::max_pool_backward(*arguments, workspace, device, nullptr);
 }
 
 const char* random_walk(const advcam::RandomWalk* arguments, void* workspace, int device) {

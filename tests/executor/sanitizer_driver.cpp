@@ -12,6 +12,7 @@
 #include "climb_step.h"
 #include "dense_crf.h"
 #include "masked_relu.h"
+#include "max_pool.h"
 #include "planted_bugs.h"
 #include "random_walk.h"
 
@@ -163,6 +164,20 @@ bool relu(int64_t rows, int64_t channels, DType dtype, bool whole, Shift shift =
          succeeded(advcam::cuda::masked_relu_backward(backward, nullptr, 0, nullptr));
 }
 
+// Windows of 3 x 2 that overlap, then backward, which reads the bytes.
+bool pool(int64_t height, int64_t width, int64_t channels, DType dtype, Shift shift = {}) {
+  const int64_t rows = (height + 1) / 2, columns = width, size = size_of(dtype);
+  const Bytes x = waves(dtype, 2 * height * width * channels + shift.first);
+  Bytes y = waves(dtype, 2 * rows * columns * channels + shift.second), at(2 * rows * columns * channels),
+        back(x.size());
+  const advcam::Pooling pooling{2, height, width, channels, rows, columns, {3, 2}, {2, 1}, {1, 1}, {1, 2}};
+  const advcam::MaxPool forward{x.data() + shift.first * size, y.data() + shift.second * size, at.data(), dtype,
+                                pooling};
+  const advcam::MaxPoolBackward backward{forward.y, at.data(), back.data() + shift.first * size, dtype, pooling};
+  return succeeded(advcam::cuda::max_pool(forward, nullptr, 0, nullptr)) &&
+         succeeded(advcam::cuda::max_pool_backward(backward, nullptr, 0, nullptr));
+}
+
 // kernels: 1 Gaussian, 2 bilateral; 4: two images.
 bool crf(int64_t sets, int64_t labels, int64_t height, int64_t width, DType dtype, int kernels) {
   const int64_t batch = kernels & 4 ? 2 : 1, values = batch * sets * labels * height * width;
@@ -203,6 +218,19 @@ bool many_relus() {
       for (bool whole : {false, true}) good &= relu(shape[0], shape[1], dtype, whole);
       for (Shift shift : {Shift{1, 0, 0}, Shift{0, 1, 0}, Shift{0, 0, 1}}) {
         good &= relu(shape[0], shape[1], dtype, true, shift);
+      }
+    }
+  }
+  return good;
+}
+
+bool many_pools() {
+  bool good = true;
+  const int64_t shapes[][3] = {{1, 1, 1}, {3, 2, 5}, {9, 7, 8}, {6, 5, 24}, {17, 20, 16}};
+  for (const auto& shape : shapes) {
+    for (DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16}) {
+      for (Shift shift : {Shift{}, Shift{1, 0}, Shift{0, 1}}) {
+        good &= pool(shape[0], shape[1], shape[2], dtype, shift);
       }
     }
   }
@@ -290,8 +318,8 @@ bool many_shapes() {
     }
     good &= accumulate(2, 15, 17, 16, 32, dtype) && accumulate(1, 40, 64, 48, 64, dtype);
   }
-  return good && step(2, 4096, DType::f32, DType::f32, DType::bf16, Shift{0, 0, 1}) && many_relus() && many_walks() &&
-         many_crfs();
+  return good && step(2, 4096, DType::f32, DType::f32, DType::bf16, Shift{0, 0, 1}) && many_relus() && many_pools() &&
+         many_walks() && many_crfs();
 }
 
 // Every kernel in its vector and its scalar variant.
@@ -301,9 +329,9 @@ bool few_shapes() {
          loss(1, 2, 8, 4, 6, DType::f32, true) && loss(1, 1, 5, 3, 5, DType::bf16, true) &&
          accumulate(1, 8, 12, 8, 12, DType::f32) && accumulate(1, 7, 9, 8, 10, DType::f32) &&
          relu(130, 16, DType::f32, true) && relu(13, 21, DType::bf16, true) &&
-         relu(13, 21, DType::f64, true, Shift{1, 0, 0}) && walk(1, 2, 9, 34, 0, 5, 2, DType::f32) &&
-         walk(1, 1, 5, 6, 3, 7, 1, DType::f64) && centroids(1, 7, 9, 4, 0.9, DType::f32) &&
-         crf(1, 3, 3, 5, DType::f32, 3) && crf(2, 2, 3, 5, DType::f64, 3);
+         relu(13, 21, DType::f64, true, Shift{1, 0, 0}) && pool(7, 6, 8, DType::f32) && pool(5, 3, 5, DType::bf16) &&
+         walk(1, 2, 9, 34, 0, 5, 2, DType::f32) && walk(1, 1, 5, 6, 3, 7, 1, DType::f64) &&
+         centroids(1, 7, 9, 4, 0.9, DType::f32) && crf(1, 3, 3, 5, DType::f32, 3) && crf(2, 2, 3, 5, DType::f64, 3);
 }
 
 }  // namespace

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from executor_kernels import ClimbStepArguments, Kernels, MaskedReluArguments, MaskedReluBackwardArguments
+from executor_arguments import ClimbStepArguments, MaskedReluArguments, MaskedReluBackwardArguments
+from executor_kernels import Kernels
 from torch import Tensor
 
 Results = list[Tensor]  # each [groups, ...]

@@ -81,6 +81,8 @@ def test_both_architectures_hold_every_kernel(kernels: list[Kernel]) -> None:
         "cam_accumulate_normalise",
         "masked_relu_forward",
         "masked_relu_keep",
+        "max_pool_forward",
+        "max_pool_gather",
         "random_walk_start",
         "random_walk_affinity",
         "random_walk_sums",
@@ -153,6 +155,17 @@ def test_masked_relu_moves_the_minimum(kernels: list[Kernel]) -> None:
     for kernel, (dtype, _) in vector_variants(kernels, "masked_relu_keep", 1):
         assert kernel.widths("LDG").count(16) == kernel.widths("STG").count(16) == 8 * SIZES[dtype] // 16, kernel.name
         assert kernel.widths("LDG").count(1) == 1, f"{kernel.name}: one byte of bits"
+
+
+def test_max_pool_moves_packs(kernels: list[Kernel]) -> None:
+    """A load of 16 bytes for every element of a window, and one store; a byte for each of their channels."""
+    for kernel, (dtype, width) in vector_variants(kernels, "max_pool_forward", 1):
+        assert set(kernel.widths("LDG")) == {16}, kernel.name
+        assert sorted(kernel.widths("STG")) == [16 // SIZES[dtype], 16], kernel.name
+        assert int(width) == 16 // SIZES[dtype]
+    for kernel, (dtype, _) in vector_variants(kernels, "max_pool_gather", 1):
+        assert set(kernel.widths("LDG")) == {16, 16 // SIZES[dtype]}, kernel.name
+        assert kernel.widths("STG") == [16], kernel.name
 
 
 def test_a_step_of_the_walk_takes_its_neighbours_from_shared_memory(kernels: list[Kernel]) -> None:

@@ -24,6 +24,8 @@ POISONED = {
     "cam_accumulate": "total",
     "masked_relu": "x",
     "masked_relu_backward": "gradient",
+    "max_pool": "x",
+    "max_pool_backward": "gradient",
     "random_walk": "maps",
     "color_walk": "maps",
     "centroid_walk": "displacement",

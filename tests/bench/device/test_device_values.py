@@ -9,11 +9,13 @@ import test_climb_loss
 import test_climb_step
 import test_dense_crf
 import test_masked_relu
+import test_max_pool
 import test_random_walk
 import torch
 from agreement import check
 
 from advcam_fast.bench.cases import CASES, Arguments, mapped
+from advcam_fast.ops import reference
 
 RUNS = dict(argnames="channels_last", argvalues=[False, True], ids=["contiguous", "channels_last"])
 
@@ -75,6 +77,18 @@ def test_masked_relu_values(agree, dtype, shape) -> None:
         agree("masked_relu", dict(x=x, bias=bias, residual=residual, ceiling=ceiling, valid=valid, save=True))
     bits = torch.randint(0, 256, ((x.numel() + 7) // 8,), dtype=torch.uint8)
     agree("masked_relu_backward", dict(gradient=x, bits=bits))
+
+
+@pytest.mark.parametrize("window", test_max_pool.WINDOWS.values(), ids=test_max_pool.WINDOWS)
+@pytest.mark.parametrize("dtype", test_max_pool.DTYPES, ids=str)
+def test_max_pool_values(agree, dtype, window) -> None:
+    names = ("kernel", "stride", "padding", "dilation")
+    given = dict(zip(names, window, strict=False))
+    for shape in (shape for shape in test_max_pool.SHAPES if test_max_pool.fits(shape, window)):
+        x = test_max_pool.case(shape, dtype)
+        agree("max_pool", dict(x=x, ceil_mode=window[4], save=True, **given))
+        y, at = reference.max_pool(x, *window)
+        agree("max_pool_backward", dict(gradient=y, at=at, size=shape[2:], **given))
 
 
 @pytest.mark.parametrize("stem", test_random_walk.STEMS)
