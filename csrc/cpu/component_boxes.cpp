@@ -14,7 +14,8 @@
 
 namespace advcam::cpu {
 namespace {
-constexpr int kLanes = 64;
+constexpr int kLanes = 128;
+constexpr int kStep = 8;
 constexpr int kWide = 8;  // ends of runs in a row that are followed for all lanes at once
 using Lanes = int16_t[kLanes];
 
@@ -39,8 +40,8 @@ struct Chains {
 };
 
 // Which lanes have runs that go on one by one, and what their ends add to the chains. p and c: the ends of the row
-// above and of this one, np and nc their numbers.
-ADVCAM_CLONES void follow(const Lanes* __restrict p, const Lanes* __restrict c, const int16_t* __restrict np,
+// above and of this one, np and nc their numbers. False: there are others.
+ADVCAM_CLONES bool follow(const Lanes* __restrict p, const Lanes* __restrict c, const int16_t* __restrict np,
                           const int16_t* __restrict nc, int most, Chains* __restrict chains, int16_t* __restrict good) {
   for (int l = 0; l < kLanes; ++l) good[l] = (np[l] == nc[l]) & (nc[l] <= kWide);
   for (int k = 0; k < most; k += 2) {
@@ -62,16 +63,23 @@ ADVCAM_CLONES void follow(const Lanes* __restrict p, const Lanes* __restrict c, 
       chains->area2[k][l] += keep ? edge : 0;
     }
   }
+  int16_t all = 1;
+  for (int l = 0; l < kLanes; ++l) all &= good[l];
+  return all;
 }
 
-// Ranks of one group of levels, [1 + width + 1] with background at both ends, and where neighbours differ.
-ADVCAM_CLONES void differences(const uint8_t* __restrict ranks, int width, int first, uint8_t* __restrict clipped,
-                               uint8_t* __restrict differ) {
+ADVCAM_CLONES int16_t largest(const int16_t* counts) {
+  int16_t most = 0;
+  for (int l = 0; l < kLanes; ++l) most = std::max(most, counts[l]);
+  return most;
+}
+
+// Ranks of one group of levels, [1 + width + 1] with background at both ends.
+ADVCAM_CLONES void clip(const uint8_t* __restrict ranks, int width, int first, uint8_t* __restrict clipped) {
   for (int x = 0; x < width; ++x) {
     const int above = ranks[x] > first ? ranks[x] - first : 0;
     clipped[x + 1] = static_cast<uint8_t>(above < kLanes ? above : kLanes);
   }
-  for (int x = 0; x <= width; ++x) differ[x] = clipped[x] != clipped[x + 1];
 }
 
 // All outlines of the levels `first` to `first + kLanes` of one map.
@@ -81,7 +89,7 @@ class Sweep {
       : height_(height), width_(width), capacity_(width + kWide + 2) {
     ends_[0] = Array<Lanes>(capacity_), ends_[1] = Array<Lanes>(capacity_), labels_ = Array<Labels>(capacity_);
     for (Array<Lanes>& ends : ends_) std::memset(ends.get(), 0, (kWide + 2) * sizeof(Lanes));  // what `follow` may read
-    clipped_.resize(width + 2), differ_.resize((width + 1 + 7) / 8 * 8);
+    clipped_.resize(width + 2);
     for (int y = 0; y <= height; ++y) {
       const int now = y % 2;
       std::memset(counts_[now], 0, sizeof counts_[now]);
@@ -89,8 +97,9 @@ class Sweep {
       const int most = std::max(most_[0], most_[1]);
       if (most == 0) continue;
       int16_t good[kLanes];
-      follow(ends_[1 - now].get(), ends_[now].get(), counts_[1 - now], counts_[now], std::min(most, kWide), &chains_,
-             good);
+      if (follow(ends_[1 - now].get(), ends_[now].get(), counts_[1 - now], counts_[now], std::min(most, kWide),
+                 &chains_, good))
+        continue;
       for (int lane = 0; lane < kLanes; ++lane)
         if (!good[lane]) step(lane, y);
     }
@@ -124,25 +133,35 @@ class Sweep {
   Array<Lanes> ends_[2];  // of the runs of this row and of the one above, [width + 1 and more, kLanes]
   alignas(64) Lanes counts_[2] = {};
   alignas(64) Chains chains_ = {};
-  Array<Labels> labels_;        // outlines of the ends of the row above
-  std::vector<int32_t> fresh_;  // and of one lane of this row
-  std::vector<uint8_t> clipped_, differ_;
-  std::vector<Outline> outlines_;  // a lane's in raster order of their starts
+  Array<Labels> labels_;                        // outlines of the ends of the row above
+  std::vector<int32_t> fresh_;                  // and of one lane of this row
+  std::vector<uint8_t> clipped_;                // ranks of this row
+  int16_t passed_[kStep + kLanes + 2 * kStep];  // where a stretch of the row passes each level
+  std::vector<Outline> outlines_;               // a lane's in raster order of their starts
 
+  // Where the ranks rise or fall, each level that they pass has one end. A stretch is written in steps of kStep levels,
+  // each over what the one before wrote too much of, so that no branch asks how many a pixel passes.
   void find_ends(const uint8_t* ranks, int first, int now) {
-    differences(ranks, width_, first, clipped_.data(), differ_.data());
+    clip(ranks, width_, first, clipped_.data());
+    const uint8_t* rank = clipped_.data();
+    int16_t* at = passed_ + kStep;
+    for (int x = 0; x <= width_;) {
+      const int bottom = rank[x];
+      for (; x <= width_ && rank[x + 1] >= rank[x]; ++x)
+        for (int l = rank[x]; l == rank[x] || l < rank[x + 1]; l += kStep) std::fill_n(at + l, kStep, int16_t(x));
+      put(bottom, rank[x], now);
+      const int top = rank[x];
+      for (; x <= width_ && rank[x + 1] <= rank[x]; ++x)
+        for (int l = rank[x]; l == rank[x] || l > rank[x + 1]; l -= kStep)
+          std::fill_n(at + l - kStep, kStep, int16_t(x - 1));
+      put(rank[x], top, now);
+    }
+    most_[now] = largest(counts_[now]);
+  }
+  void put(int from, int to, int now) {
     int16_t* count = counts_[now];
     Lanes* ends = ends_[now].get();
-    for (int block = 0; block <= width_; block += 8) {
-      uint64_t word;
-      std::memcpy(&word, differ_.data() + block, 8);
-      for (; word; word &= word - 1) {
-        const int x = block + __builtin_ctzll(word) / 8, left = clipped_[x], right = clipped_[x + 1];
-        const int16_t end = static_cast<int16_t>(left < right ? x : x - 1);
-        for (int l = std::min(left, right), top = std::max(left, right); l < top; ++l) ends[count[l]++][l] = end;
-      }
-    }
-    most_[now] = *std::max_element(count, count + kLanes);
+    for (int l = from; l < to; ++l) ends[count[l]++][l] = passed_[kStep + l];
   }
 
   int32_t root(int32_t i) {
