@@ -13,7 +13,8 @@ constexpr int64_t kMostClasses = 254;  // 255 of a truth is ignored
 constexpr int64_t kMostSide = 32767;   // of a map with boxes
 
 void threshold_sweep(py::handle maps_, py::handle classes_, py::handle truth_, py::handle thresholds_,
-                     py::handle confusion_, py::handle faults_, int64_t num_classes, Stream stream, int threads) {
+                     py::handle confusion_, py::handle faults_, int64_t num_classes, py::handle workspace,
+                     Stream stream, int threads) {
   TensorView maps("maps", maps_), classes("classes", classes_), truth("truth", truth_);
   TensorView thresholds("thresholds", thresholds_), confusion("confusion", confusion_), faults("faults", faults_);
   ThresholdSweep call{};
@@ -43,7 +44,8 @@ void threshold_sweep(py::handle maps_, py::handle classes_, py::handle truth_, p
       if (call.classes[k] < 0 || call.classes[k] >= num_classes)
         throw py::value_error("classes: " + std::to_string(call.classes[k]) + " came, wanted is 0 to " +
                               std::to_string(num_classes - 1));
-  dispatch(call, maps, py::none(), 0, stream, threads, &cpu::threshold_sweep, CUDA_LAUNCHER(threshold_sweep));
+  dispatch(call, maps, workspace, threshold_sweep_workspace(call), stream, threads, &cpu::threshold_sweep,
+           CUDA_LAUNCHER(threshold_sweep));
 }
 
 void component_boxes(py::handle maps_, py::handle levels_, py::handle boxes_, py::handle areas_, py::handle offsets_,
@@ -69,7 +71,8 @@ void component_boxes(py::handle maps_, py::handle levels_, py::handle boxes_, py
     for (int64_t t = 0; t < call.steps; ++t)
       if (call.levels[t] < 0 || call.levels[t] > 255)
         throw py::value_error("levels: " + std::to_string(call.levels[t]) + " came, wanted is 0 to 255");
-  dispatch(call, maps, workspace, 0, stream, threads, &cpu::component_boxes, nullptr);
+  dispatch(call, maps, workspace, component_boxes_workspace(call), stream, threads, &cpu::component_boxes,
+           CUDA_LAUNCHER(component_boxes));
 }
 }  // namespace
 
@@ -79,7 +82,12 @@ void bind_evaluate(py::module_& m) {
   m.def("threshold_sweep", &threshold_sweep,
         "The kernel of advcam_fast.ops.threshold_sweep, into arrays that are given; see csrc/threshold_sweep.h.",
         arg("maps"), arg("classes"), arg("truth"), arg("thresholds"), arg("confusion"), arg("faults"),
-        arg("num_classes"), arg("stream") = none, arg("num_threads") = 0);
+        arg("num_classes"), arg("workspace") = none, arg("stream") = none, arg("num_threads") = 0);
+  m.def("component_boxes_workspace", [](int64_t batch, int64_t height, int64_t width, int64_t steps) {
+    ComponentBoxes call{};
+    call.batch = batch, call.height = height, call.width = width, call.steps = steps;
+    return component_boxes_workspace(call);
+  });
   m.def("component_boxes", &component_boxes,
         "The kernel of advcam_fast.ops.component_boxes, into arrays that are given; see csrc/component_boxes.h.",
         arg("maps"), arg("levels"), arg("boxes"), arg("areas"), arg("offsets"), arg("workspace") = none,

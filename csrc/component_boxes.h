@@ -10,6 +10,7 @@
 // those the one that starts last in raster order first. An outer one starts at its first pixel, that of a hole at the
 // first pixel of the hole. Levels that leave the same foreground are found once.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 namespace advcam {
@@ -22,7 +23,25 @@ struct ComponentBoxes {
   int64_t batch, height, width, steps, capacity;  // sides of at most 32,767
 };
 
+// Integers of four bytes that the CUDA kernel needs: for each of its blocks 8 a pixel, and 9 for each outline that
+// there may be, which has two ends in a row at least.
+inline int64_t component_boxes_block(const ComponentBoxes& c) {
+  return 8 * c.height * c.width + 9 * (c.height * (c.width + 1) / 2);
+}
+inline int64_t component_boxes_blocks(const ComponentBoxes& c) {
+  constexpr int64_t kMost = 128, kIntegers = int64_t(1) << 27;
+  const int64_t block = component_boxes_block(c), fit = block ? kIntegers / block : kMost;
+  return std::min(c.batch * c.steps, std::max<int64_t>(1, std::min(kMost, fit)));
+}
+inline int64_t component_boxes_workspace(const ComponentBoxes& c) {
+  return component_boxes_blocks(c) * component_boxes_block(c);
+}
+
 namespace cpu {
 void component_boxes(const ComponentBoxes&, int threads);
 }
+namespace cuda {
+// workspace: component_boxes_workspace integers; need not be cleared. Returns null, or the text of the CUDA error.
+const char* component_boxes(const ComponentBoxes&, void* workspace, int device, void* stream);
+}  // namespace cuda
 }  // namespace advcam

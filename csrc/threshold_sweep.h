@@ -25,11 +25,16 @@ struct ThresholdSweep {
   DType dtype;                                // f16, f32 or f64
 };
 
+// Counters of eight bytes that the CUDA kernels need: [num_classes + 1, count or 1, steps + 1].
+inline int64_t threshold_sweep_workspace(const ThresholdSweep& c) {
+  return (c.num_classes + 1) * (c.count > 0 ? c.count : 1) * (c.steps + 1);
+}
+
 namespace cpu {
 void threshold_sweep(const ThresholdSweep&, int threads);
 }
 namespace cuda {
-// Returns null, or the text of the CUDA error.
+// workspace: threshold_sweep_workspace counters; need not be cleared. Returns null, or the text of the CUDA error.
 const char* threshold_sweep(const ThresholdSweep&, void* workspace, int device, void* stream);
 }  // namespace cuda
 }  // namespace advcam

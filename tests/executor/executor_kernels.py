@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
+from executor_evaluate import ComponentBoxesArguments, ThresholdSweepArguments
 from torch import Tensor
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # the order of csrc/dtype.h, then none
@@ -119,6 +120,8 @@ ARGUMENTS = {  # in the order of argument_bytes in launchers.cpp
     "random_walk": RandomWalkArguments,
     "centroid_walk": CentroidWalkArguments,
     "dense_crf": DenseCrfArguments,
+    "threshold_sweep": ThresholdSweepArguments,
+    "component_boxes": ComponentBoxesArguments,
 }
 
 
@@ -148,6 +151,7 @@ class Kernels:
             launcher.argtypes = [ctypes.POINTER(structure), ctypes.c_void_p, ctypes.c_int]
             launcher.restype = ctypes.c_char_p
         self.library.dense_crf_workspace.restype = ctypes.c_int64
+        self.library.component_boxes_workspace.restype = ctypes.c_int64
         self.library.launch_count.restype = ctypes.c_int64
         bytes_in_c = (ctypes.c_int64 * len(ARGUMENTS))()
         self.library.argument_bytes(bytes_in_c)
