@@ -10,7 +10,7 @@ from torch import Tensor
 
 from advcam_fast._native import NATIVE
 from advcam_fast.ops import reference
-from advcam_fast.ops.backend import backend_of, define, stream_of
+from advcam_fast.ops.backend import backend_of, define, stream_of, workspace
 
 GUESS = 8  # boxes a level
 
@@ -29,10 +29,12 @@ def _run(maps: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     maps, levels = maps.contiguous(), levels.contiguous()
     offsets = levels.new_empty(len(maps) * len(levels) + 1)
     count = GUESS * (len(offsets) - 1)
+    integers = NATIVE.component_boxes_workspace(*maps.shape, len(levels)) if maps.is_cuda else 0
+    space = workspace(maps.new_empty(0, dtype=torch.int32), integers)
     while True:
         boxes, areas = levels.new_empty(count, 4), maps.new_empty(count, dtype=torch.float64)
         NATIVE.component_boxes(
-            maps, levels, boxes, areas, offsets, stream=stream_of(maps), num_threads=torch.get_num_threads()
+            maps, levels, boxes, areas, offsets, space, stream=stream_of(maps), num_threads=torch.get_num_threads()
         )
         capacity, count = count, int(offsets[-1])
         if count <= capacity:

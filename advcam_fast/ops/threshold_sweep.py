@@ -9,7 +9,7 @@ from torch import Tensor
 
 from advcam_fast._native import NATIVE
 from advcam_fast.ops import reference
-from advcam_fast.ops.backend import backend_of, define, stream_of
+from advcam_fast.ops.backend import backend_of, define, stream_of, workspace
 
 DTYPES = (torch.float16, torch.float32, torch.float64)
 MOST_CLASSES = 254
@@ -30,6 +30,7 @@ def _run(maps: Tensor, classes: Tensor, truth: Tensor, thresholds: Tensor, num_c
         confusion,
         faults,
         num_classes,
+        workspace(faults, (num_classes + 1) * max(1, len(maps)) * (len(distinct) + 1)),
         stream=stream_of(maps),
         num_threads=torch.get_num_threads(),
     )
