@@ -38,7 +38,7 @@ def _run(maps: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         )
         capacity, count = count, int(offsets[-1])
         if count <= capacity:
-            return boxes[:count].clone(), areas[:count].clone(), offsets
+            return boxes[:count], areas[:count], offsets
 
 
 def _fake(maps: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

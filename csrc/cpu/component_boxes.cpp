@@ -1,12 +1,11 @@
-// component_boxes on a CPU. Rows are swept once for kLanes levels at a time, a vector lane each. Where every run of
-// foreground goes on as one run, which is nearly everywhere in a smooth map, the ends of the runs are followed for all
-// levels at once; where runs are born, die, part or meet, level by level, and there outlines are made and joined.
+// component_boxes on a CPU. Rows are swept once for all levels, a vector lane each. Where every run of foreground goes
+// on as one run, which is nearly everywhere in a smooth map, the ends of the runs are followed for all levels at once;
+// where runs are born, die, part or meet, level by level, and there outlines are made and joined.
 #include "component_boxes.h"
 
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <utility>
 #include <vector>
 
 #include "cpu/array.h"
@@ -14,7 +13,7 @@
 
 namespace advcam::cpu {
 namespace {
-constexpr int kLanes = 128;
+constexpr int kLanes = 256;
 constexpr int kStep = 8;
 constexpr int kWide = 8;  // ends of runs in a row that are followed for all lanes at once
 using Lanes = int16_t[kLanes];
@@ -74,39 +73,35 @@ ADVCAM_CLONES int16_t largest(const int16_t* counts) {
   return most;
 }
 
-// Ranks of one group of levels, [1 + width + 1] with background at both ends.
-ADVCAM_CLONES void clip(const uint8_t* __restrict ranks, int width, int first, uint8_t* __restrict clipped) {
-  for (int x = 0; x < width; ++x) {
-    const int above = ranks[x] > first ? ranks[x] - first : 0;
-    clipped[x + 1] = static_cast<uint8_t>(above < kLanes ? above : kLanes);
-  }
-}
-
-// All outlines of the levels `first` to `first + kLanes` of one map.
+// All outlines of one map, by lane: that of rank r is foreground in the lanes below r.
 class Sweep {
  public:
-  Sweep(const uint8_t* ranks, int height, int width, int first)
-      : height_(height), width_(width), capacity_(width + kWide + 2) {
+  Sweep(const uint8_t* ranks, int height, int width) : height_(height), width_(width), capacity_(width + kWide + 2) {
     ends_[0] = Array<Lanes>(capacity_), ends_[1] = Array<Lanes>(capacity_), labels_ = Array<Labels>(capacity_);
     for (Array<Lanes>& ends : ends_) std::memset(ends.get(), 0, (kWide + 2) * sizeof(Lanes));  // what `follow` may read
-    clipped_.resize(width + 2);
+    rank_.resize(width + 2);
     for (int y = 0; y <= height; ++y) {
       const int now = y % 2;
       std::memset(counts_[now], 0, sizeof counts_[now]);
-      if (y < height) find_ends(ranks + int64_t(y) * width, first, now);
+      if (y < height) find_ends(ranks + int64_t(y) * width, now);
       const int most = std::max(most_[0], most_[1]);
       if (most == 0) continue;
       int16_t good[kLanes];
       if (follow(ends_[1 - now].get(), ends_[now].get(), counts_[1 - now], counts_[now], std::min(most, kWide),
                  &chains_, good))
         continue;
-      for (int lane = 0; lane < kLanes; ++lane)
-        if (!good[lane]) step(lane, y);
+      for (int lane = 0; lane < kLanes; lane += 4) {
+        uint64_t four;
+        std::memcpy(&four, good + lane, 8);
+        if (four == 0x0001000100010001u) continue;
+        for (int l = lane; l < lane + 4; ++l)
+          if (!good[l]) step(l, y);
+      }
     }
   }
 
-  // Boxes of all lanes, in OpenCV's order; counts [kLanes].
-  std::vector<Box> boxes(int64_t* counts) {
+  // Boxes of all lanes, in OpenCV's order; begin [kLanes + 1].
+  std::vector<Box> boxes(int64_t* begin) {
     int32_t last[kLanes];
     std::fill_n(last, kLanes, -1);
     for (int32_t i = 0; i < static_cast<int32_t>(outlines_.size()); ++i) {
@@ -120,10 +115,10 @@ class Sweep {
     std::vector<Box> found;
     found.reserve(outlines_.size());
     for (int lane = 0; lane < kLanes; ++lane) {
-      const size_t before = found.size();
+      begin[lane] = static_cast<int64_t>(found.size());
       for (int32_t i = last[lane]; i >= 0; i = following(i)) found.push_back(box_of(outlines_[i]));
-      counts[lane] = static_cast<int64_t>(found.size() - before);
     }
+    begin[kLanes] = static_cast<int64_t>(found.size());
     return found;
   }
 
@@ -135,15 +130,15 @@ class Sweep {
   alignas(64) Chains chains_ = {};
   Array<Labels> labels_;                        // outlines of the ends of the row above
   std::vector<int32_t> fresh_;                  // and of one lane of this row
-  std::vector<uint8_t> clipped_;                // ranks of this row
+  std::vector<uint8_t> rank_;                   // of this row's pixels, with background at both ends
   int16_t passed_[kStep + kLanes + 2 * kStep];  // where a stretch of the row passes each level
   std::vector<Outline> outlines_;               // a lane's in raster order of their starts
 
   // Where the ranks rise or fall, each level that they pass has one end. A stretch is written in steps of kStep levels,
   // each over what the one before wrote too much of, so that no branch asks how many a pixel passes.
-  void find_ends(const uint8_t* ranks, int first, int now) {
-    clip(ranks, width_, first, clipped_.data());
-    const uint8_t* rank = clipped_.data();
+  void find_ends(const uint8_t* ranks, int now) {
+    std::copy_n(ranks, width_, rank_.data() + 1);
+    const uint8_t* rank = rank_.data();
     int16_t* at = passed_ + kStep;
     for (int x = 0; x <= width_;) {
       const int bottom = rank[x];
@@ -161,7 +156,8 @@ class Sweep {
   void put(int from, int to, int now) {
     int16_t* count = counts_[now];
     Lanes* ends = ends_[now].get();
-    for (int l = from; l < to; ++l) ends[count[l]++][l] = passed_[kStep + l];
+    for (int l = from; l < to; ++l) ends[count[l]][l] = passed_[kStep + l];
+    for (int l = from; l < to; ++l) ++count[l];
   }
 
   int32_t root(int32_t i) {
@@ -249,16 +245,15 @@ class Sweep {
   }
 };
 
-// The levels of one image that differ by the foreground that they leave, and the boxes found at them.
+// The boxes of one map at the levels that differ by the foreground that they leave, a lane each.
 struct Image {
-  std::vector<uint8_t> ranks;  // [height * width]  how many of the levels are below
-  std::vector<int> lane;       // [steps]           a level's, or `lanes` if it leaves no foreground
+  std::vector<int> lane;  // [steps]  a level's, or `lanes` if it leaves no foreground
   int lanes = 0;
-  std::vector<std::vector<Box>> boxes;  // by group of kLanes
-  std::vector<int64_t> begin;           // [whole groups of lanes]  of each lane's boxes within its group
+  std::vector<Box> boxes;
+  int64_t begin[kLanes + 1] = {};  // of each lane's boxes
 };
 
-Image ranked(const ComponentBoxes& c, int64_t item) {
+Image sweep(const ComponentBoxes& c, int64_t item) {
   const int64_t pixels = c.height * c.width;
   const uint8_t* values = c.maps + item * pixels;
   bool seen[256] = {};
@@ -280,41 +275,25 @@ Image ranked(const ComponentBoxes& c, int64_t item) {
   }
   lane[256] = image.lanes;
   for (int64_t t = 0; t < c.steps; ++t) image.lane.push_back(lane[smallest[c.levels[t]]]);
-  image.ranks.resize(pixels);
-  for (int64_t i = 0; i < pixels; ++i) image.ranks[i] = rank[values[i]];
-  const int groups = (image.lanes + kLanes - 1) / kLanes;
-  image.boxes.resize(groups), image.begin.resize(groups * kLanes);
+  if (!image.lanes) return image;
+  const Array<uint8_t> ranks(pixels);
+  for (int64_t i = 0; i < pixels; ++i) ranks[i] = rank[values[i]];
+  image.boxes = Sweep(ranks.get(), static_cast<int>(c.height), static_cast<int>(c.width)).boxes(image.begin);
   return image;
-}
-
-void sweep(const ComponentBoxes& c, Image* image, int group) {
-  const int first = group * kLanes;
-  Sweep found(image->ranks.data(), static_cast<int>(c.height), static_cast<int>(c.width), first);
-  int64_t counts[kLanes], *begin = image->begin.data() + first, total = 0;
-  image->boxes[group] = found.boxes(counts);
-  for (int l = 0; l < kLanes; ++l) begin[l] = total, total += counts[l];
 }
 }  // namespace
 
 void component_boxes(const ComponentBoxes& c, int threads) {
   std::vector<Image> images(c.batch);
-  in_parallel(threads, c.batch, [&](int64_t item) { images[item] = ranked(c, item); });
-  std::vector<std::pair<int64_t, int>> jobs;
-  for (int64_t item = 0; item < c.batch; ++item)
-    for (int group = 0; group < static_cast<int>(images[item].boxes.size()); ++group) jobs.emplace_back(item, group);
-  in_parallel(threads, static_cast<int64_t>(jobs.size()),
-              [&](int64_t job) { sweep(c, &images[jobs[job].first], jobs[job].second); });
+  in_parallel(threads, c.batch, [&](int64_t item) { images[item] = sweep(c, item); });
   int64_t total = 0, *offset = c.offsets;
   for (const Image& image : images) {
     for (int lane : image.lane) {
       *offset++ = total;
       if (lane == image.lanes) continue;
-      const std::vector<Box>& boxes = image.boxes[lane / kLanes];
-      const int64_t begin = image.begin[lane];
-      const int64_t end = lane % kLanes == kLanes - 1 ? static_cast<int64_t>(boxes.size()) : image.begin[lane + 1];
-      for (int64_t i = begin; i < end; ++i, ++total) {
+      for (int64_t i = image.begin[lane]; i < image.begin[lane + 1]; ++i, ++total) {
         if (total >= c.capacity) continue;
-        const Box& box = boxes[i];
+        const Box& box = image.boxes[i];
         int64_t* to = c.boxes + 4 * total;
         to[0] = box.x0, to[1] = box.y0, to[2] = box.x1, to[3] = box.y1, c.areas[total] = box.area;
       }
