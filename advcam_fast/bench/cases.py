@@ -280,6 +280,26 @@ def _numpy_steps(arguments: Arguments) -> Callable[..., Any]:
     return run
 
 
+def _sweep(source: Source, pairs: int) -> Arguments:
+    """Two maps of a photo, or of a tall one; thresholds that every dtype holds."""
+    shape = (pairs * source.side(375), source.side(500))
+    truth = (source.uniform(*shape) * 22).long()
+    return {
+        "maps": source.uniform(2, *shape),
+        "classes": torch.tensor([3, 14], device=source.device),
+        "truth": torch.where(truth == 21, 255, truth).to(torch.uint8),
+        "thresholds": torch.arange(10, 30, device=source.device) / 64,
+        "num_classes": 20,
+    }
+
+
+def _outlines(source: Source, pairs: int) -> Arguments:
+    """Maps of 7x7 cells, resized as the common evaluator of WSOL does."""
+    size = (source.side(224), source.side(224))
+    maps = F.interpolate(source.uniform(pairs, 1, 7, 7), size, mode="bicubic")[:, 0].clamp(0, 1) * 255
+    return {"maps": maps.to(torch.uint8), "levels": torch.arange(256, device=source.device)}
+
+
 CASES = (
     Case("climb_step", "375x500 fp32", _step(None)),
     Case("climb_step", "375x500 bf16 gradient", _step(torch.bfloat16)),
@@ -298,6 +318,12 @@ CASES = (
     Case("centroid_walk", "94x125 300 steps", _wells, _numpy_steps, compiles=False),
     Case("dense_crf", "2 labels 375x500", _crf(2)),
     Case("dense_crf", "21 labels 375x500", _crf(21)),
+)
+
+# Of a set's evaluation: their outputs are counts, whose sizes depend on the values.
+EVALUATION_CASES = (
+    Case("threshold_sweep", "20 thresholds, 2 maps 375x500", _sweep, compiles=False),
+    Case("component_boxes", "256 levels 224x224", _outlines, compiles=False),
 )
 
 
@@ -322,6 +348,10 @@ def outputs(stem: str, run: Callable[..., Any], arguments: Arguments) -> dict[st
         return dict(zip(("centroids", "labels"), result, strict=True))
     if stem == "dense_crf":
         return {"probability": result}
+    if stem == "threshold_sweep":
+        return {"confusion": result}
+    if stem == "component_boxes":
+        return dict(zip(("boxes", "polygon_area", "offsets"), result, strict=True))
     written = {"image": arguments["image"], "largest": result}
     network_input = arguments["network_input"]
     return written if network_input is None else written | {"network_input": network_input}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from advcam_fast.bench.cases import CASES
+from advcam_fast.bench.cases import CASES, EVALUATION_CASES
 from advcam_fast.bench.table import benchmark_table
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,9 @@ def test_kernel_benchmarks_and_their_table(tmp_path: Path) -> None:
     assert "data" not in json.loads(report.read_text())["benchmarks"][0]["stats"]
     table = benchmark_table(json.loads(report.read_text()))
     assert "| climb_loss, 1000 classes 24x32, 1 thread " in table
-    assert table.count("×)") == sum(case.stem != "dense_crf" for case in CASES)  # which has test_crf_peer.py
+    assert table.count("×)") == sum(
+        case.stem != "dense_crf" for case in (*CASES, *EVALUATION_CASES)
+    )  # which has test_crf_peer.py
 
 
 def test_end_to_end_benchmark(tmp_path: Path) -> None:

@@ -61,6 +61,22 @@ T atomicAdd(T* pointer, T value) {
 }
 
 template <class T>
+T atomicMax(T* pointer, T value) {
+  T seen = __atomic_load_n(pointer, __ATOMIC_RELAXED);
+  while (seen < value &&
+         !__atomic_compare_exchange_n(pointer, &seen, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+  return seen;
+}
+
+template <class T>
+T atomicMin(T* pointer, T value) {
+  T seen = __atomic_load_n(pointer, __ATOMIC_RELAXED);
+  while (seen > value &&
+         !__atomic_compare_exchange_n(pointer, &seen, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+  return seen;
+}
+
+template <class T>
 T atomicCAS(T* pointer, T expected, T wanted) {
   __atomic_compare_exchange_n(pointer, &expected, wanted, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
   return expected;

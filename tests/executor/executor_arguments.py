@@ -111,6 +111,21 @@ class DenseCrfArguments(ctypes.Structure):
     ]
 
 
+class ThresholdSweepArguments(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("maps", "classes", "truth", "thresholds", "confusion", "faults")),
+        *((name, ctypes.c_int64) for name in ("count", "pixels", "steps", "num_classes")),
+        ("dtype", ctypes.c_int),
+    ]
+
+
+class ComponentBoxesArguments(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("maps", "levels", "boxes", "areas", "offsets")),
+        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "steps", "capacity")),
+    ]
+
+
 ARGUMENTS = {  # in the order of argument_bytes in launchers.cpp
     "climb_step": ClimbStepArguments,
     "climb_loss": ClimbLossArguments,
@@ -122,4 +137,6 @@ ARGUMENTS = {  # in the order of argument_bytes in launchers.cpp
     "random_walk": RandomWalkArguments,
     "centroid_walk": CentroidWalkArguments,
     "dense_crf": DenseCrfArguments,
+    "threshold_sweep": ThresholdSweepArguments,
+    "component_boxes": ComponentBoxesArguments,
 }

@@ -72,6 +72,7 @@ class Kernels:
             launcher.argtypes = [ctypes.POINTER(structure), ctypes.c_void_p, ctypes.c_int]
             launcher.restype = ctypes.c_char_p
         self.library.dense_crf_workspace.restype = ctypes.c_int64
+        self.library.component_boxes_workspace.restype = ctypes.c_int64
         self.library.launch_count.restype = ctypes.c_int64
         bytes_in_c = (ctypes.c_int64 * len(ARGUMENTS))()
         self.library.argument_bytes(bytes_in_c)

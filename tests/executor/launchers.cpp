@@ -3,11 +3,13 @@
 #include "centroid_walk.h"
 #include "climb_loss.h"
 #include "climb_step.h"
+#include "component_boxes.h"
 #include "dense_crf.h"
 #include "executor.h"
 #include "masked_relu.h"
 #include "max_pool.h"
 #include "random_walk.h"
+#include "threshold_sweep.h"
 
 extern "C" {
 
@@ -23,6 +25,12 @@ void argument_bytes(int64_t* bytes) {
   bytes[7] = sizeof(advcam::RandomWalk);
   bytes[8] = sizeof(advcam::CentroidWalk);
   bytes[9] = sizeof(advcam::DenseCrf);
+  bytes[10] = sizeof(advcam::ThresholdSweep);
+  bytes[11] = sizeof(advcam::ComponentBoxes);
+}
+
+int64_t component_boxes_workspace(const advcam::ComponentBoxes* arguments) {
+  return advcam::component_boxes_workspace(*arguments);
 }
 
 int64_t dense_crf_workspace(const advcam::DenseCrf* arguments) {
@@ -67,6 +75,14 @@ const char* centroid_walk(const advcam::CentroidWalk* arguments, void* workspace
 
 const char* dense_crf(const advcam::DenseCrf* arguments, void* workspace, int device) {
   return advcam::cuda::dense_crf(*arguments, workspace, device, nullptr);
+}
+
+const char* threshold_sweep(const advcam::ThresholdSweep* arguments, void* workspace, int device) {
+  return advcam::cuda::threshold_sweep(*arguments, workspace, device, nullptr);
+}
+
+const char* component_boxes(const advcam::ComponentBoxes* arguments, void* workspace, int device) {
+  return advcam::cuda::component_boxes(*arguments, workspace, device, nullptr);
 }
 
 int64_t launch_count() { return static_cast<int64_t>(executor::launches.size()); }

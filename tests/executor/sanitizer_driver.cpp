@@ -10,11 +10,13 @@
 #include "centroid_walk.h"
 #include "climb_loss.h"
 #include "climb_step.h"
+#include "component_boxes.h"
 #include "dense_crf.h"
 #include "masked_relu.h"
 #include "max_pool.h"
 #include "planted_bugs.h"
 #include "random_walk.h"
+#include "threshold_sweep.h"
 
 namespace {
 
@@ -294,6 +296,46 @@ bool many_walks() {
   return good;
 }
 
+bool sweep(int64_t count, int64_t pixels, int64_t steps, int64_t num_classes, DType dtype, Shift shift = {}) {
+  const int64_t sides = num_classes + 1;
+  Bytes maps = waves(dtype, count * pixels + shift.first), truth(pixels), thresholds(steps * size_of(dtype));
+  std::vector<int64_t> classes(count, num_classes - 1), confusion(steps * sides * sides), faults(2);
+  for (int64_t i = 0; i < pixels; ++i) truth[i] = i % 7 ? i % sides : 255 - i % 2;
+  advcam::ThresholdSweep arguments{};
+  arguments.maps = maps.data() + shift.first * size_of(dtype);
+  arguments.classes = classes.data();
+  arguments.truth = truth.data();
+  arguments.thresholds = thresholds.data();
+  arguments.confusion = confusion.data();
+  arguments.faults = faults.data();
+  arguments.count = count, arguments.pixels = pixels, arguments.steps = steps, arguments.num_classes = num_classes;
+  arguments.dtype = dtype;
+  Bytes workspace(advcam::threshold_sweep_workspace(arguments) * 8, 0xff);
+  return succeeded(advcam::cuda::threshold_sweep(arguments, workspace.data(), 0, nullptr));
+}
+
+bool outlines(int64_t batch, int64_t height, int64_t width, std::vector<int64_t> levels, int64_t capacity) {
+  Bytes maps(batch * height * width);
+  for (size_t i = 0; i < maps.size(); ++i) maps[i] = i * i * 37 % 251;
+  const auto steps = static_cast<int64_t>(levels.size());
+  std::vector<int64_t> boxes(capacity * 4), offsets(batch * steps + 1);
+  std::vector<double> areas(capacity);
+  advcam::ComponentBoxes arguments{maps.data(), levels.data(), boxes.data(), areas.data(), offsets.data(),
+                                   batch,       height,        width,        steps,        capacity};
+  Bytes workspace(advcam::component_boxes_workspace(arguments) * 4, 0xff);
+  return succeeded(advcam::cuda::component_boxes(arguments, workspace.data(), 0, nullptr));
+}
+
+bool many_evaluations() {
+  bool good = outlines(2, 1, 1, {0, 255}, 9) && outlines(1, 9, 33, {0, 100, 200}, 500) &&
+              outlines(2, 30, 7, {125}, 20) && outlines(1, 1, 40, {50}, 0) && outlines(1, 4, 4, {}, 2);
+  for (DType dtype : {DType::f32, DType::f64, DType::f16}) {
+    good &= sweep(0, 5, 3, 2, dtype) && sweep(1, 1, 1, 1, dtype) && sweep(2, 2048, 20, 20, dtype) &&
+            sweep(3, 999, 300, 20, dtype) && sweep(2, 64, 2, 3, dtype, Shift{1}) && sweep(1, 16, 0, 0, dtype);
+  }
+  return good;
+}
+
 bool many_shapes() {
   bool good = true;
   for (int64_t n : {1, 3, 1023, 4096, 4100, 9001}) {
@@ -319,7 +361,7 @@ bool many_shapes() {
     good &= accumulate(2, 15, 17, 16, 32, dtype) && accumulate(1, 40, 64, 48, 64, dtype);
   }
   return good && step(2, 4096, DType::f32, DType::f32, DType::bf16, Shift{0, 0, 1}) && many_relus() && many_pools() &&
-         many_walks() && many_crfs();
+         many_walks() && many_crfs() && many_evaluations();
 }
 
 // Every kernel in its vector and its scalar variant.
@@ -331,7 +373,8 @@ bool few_shapes() {
          relu(130, 16, DType::f32, true) && relu(13, 21, DType::bf16, true) &&
          relu(13, 21, DType::f64, true, Shift{1, 0, 0}) && pool(7, 6, 8, DType::f32) && pool(5, 3, 5, DType::bf16) &&
          walk(1, 2, 9, 34, 0, 5, 2, DType::f32) && walk(1, 1, 5, 6, 3, 7, 1, DType::f64) &&
-         centroids(1, 7, 9, 4, 0.9, DType::f32) && crf(1, 3, 3, 5, DType::f32, 3) && crf(2, 2, 3, 5, DType::f64, 3);
+         centroids(1, 7, 9, 4, 0.9, DType::f32) && crf(1, 3, 3, 5, DType::f32, 3) && crf(2, 2, 3, 5, DType::f64, 3) &&
+         sweep(2, 64, 3, 2, DType::f32) && sweep(1, 33, 300, 20, DType::f64) && outlines(1, 5, 6, {100}, 9);
 }
 
 }  // namespace

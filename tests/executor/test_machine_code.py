@@ -98,6 +98,11 @@ def test_both_architectures_hold_every_kernel(kernels: list[Kernel]) -> None:
         "dense_crf_blur",
         "dense_crf_slice",
         "dense_crf_softmax",
+        "threshold_sweep_clear",
+        "threshold_sweep_count",
+        "threshold_sweep_sum",
+        "component_boxes_sweep",
+        "component_boxes_offsets",
     }
 
 
@@ -188,6 +193,12 @@ def test_dense_crf_moves_vertices_in_one_piece(kernels: list[Kernel]) -> None:
         else:  # the first axis reads 64 bits a channel
             assert wide == 3 * (1 if second == dtype else 8 // SIZES[dtype]), kernel.name
             assert kernel.widths("STG") == [16], kernel.name
+
+
+def test_threshold_sweep_takes_maps_in_the_widest_packs(kernels: list[Kernel]) -> None:
+    for kernel, (dtype, width, _) in vector_variants(kernels, "threshold_sweep_count", 1):
+        assert int(width) * SIZES[dtype] == 16 and 16 in kernel.widths("LDG"), kernel.name
+        assert int(width) in kernel.widths("LDG"), f"{kernel.name}: its labels"
 
 
 def test_the_gate_sees_narrow_accesses(planted: dict[str, Kernel]) -> None:

@@ -7,14 +7,16 @@ import test_cam_accumulate
 import test_centroid_walk
 import test_climb_loss
 import test_climb_step
+import test_component_boxes
 import test_dense_crf
 import test_masked_relu
 import test_max_pool
 import test_random_walk
+import test_threshold_sweep
 import torch
 from agreement import check
 
-from advcam_fast.bench.cases import CASES, Arguments, mapped
+from advcam_fast.bench.cases import CASES, EVALUATION_CASES, Arguments, mapped
 from advcam_fast.ops import reference
 
 RUNS = dict(argnames="channels_last", argvalues=[False, True], ids=["contiguous", "channels_last"])
@@ -120,7 +122,26 @@ def test_dense_crf_values(agree, dtype, options) -> None:
             agree("dense_crf", dict(images=images, unary=unary, steps=2, **kernels))
 
 
+@pytest.mark.parametrize("dtype", test_threshold_sweep.DTYPES, ids=str)
+def test_threshold_sweep_values(agree, dtype) -> None:
+    names = ("maps", "classes", "truth", "thresholds", "num_classes")
+    for seed in range(1, 40, 2):  # on a grid that every dtype holds
+        maps, classes, truth, thresholds, num_classes = test_threshold_sweep.case(seed, dtype)
+        steps = torch.tensor(thresholds, dtype=torch.float64)
+        agree("threshold_sweep", dict(zip(names, (maps, classes, truth, steps, num_classes), strict=True)))
+
+
+def test_component_boxes_values(agree) -> None:
+    for maps in test_component_boxes.various(20):
+        agree("component_boxes", dict(maps=maps, levels=torch.arange(0, 256, 17)))
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.stem}, {case.name}")
 @pytest.mark.parametrize(**RUNS)
 def test_cases_of_the_benchmarks(agree, case, channels_last) -> None:
     agree(case.stem, case.arguments(pairs=2, channels_last=channels_last))
+
+
+@pytest.mark.parametrize("case", EVALUATION_CASES, ids=lambda case: f"{case.stem}, {case.name}")
+def test_evaluation_cases_of_the_benchmarks(agree, case) -> None:
+    agree(case.stem, case.arguments())
