@@ -14,21 +14,22 @@ import argparse
 import itertools
 import json
 import sys
-import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import quality
 import torch
+from kept import Kept
 from quality import THRESHOLDS, Case
 from torch import Tensor
+from ways import Recorder, Way, climb_of
 
 import advcam_fast as af
 from advcam_fast import ops
 from advcam_fast.climb import ClimbConfig
-from advcam_fast.climb.climber import Climber, Head
 from advcam_fast.climb.plan import padded_size
-from advcam_fast.data import read_image, read_mask, resize_image
+from advcam_fast.data import read_image, read_mask
 from advcam_fast.metrics.foreground_iou import best_threshold, bootstrap_best, interval, iou_curve
 
 COST_SIDE = 420  # pixels
@@ -37,33 +38,30 @@ MIXED_COUNTS = (2, 4, 6, 10)
 Row = dict[float, int]  # scale -> steps
 
 
-class Recorder(Climber):
-    """A climber that keeps the pair map of every step."""
+class Found(NamedTuple):
+    """What a climb of all cases left."""
 
-    def __init__(self, model: af.CamModel, config: ClimbConfig) -> None:
-        super().__init__(model, config)
-        self.seen: list[Tensor] = []
-
-    def _loss(self, logits: Tensor, head: Head, initial: Tensor | None) -> ops.ClimbLoss:
-        loss = super()._loss(logits, head, initial)
-        self.seen.append(loss.pair_map)
-        return loss
-
-    def sums(self, view: Tensor, labels: list[int], steps: int) -> Tensor:
-        """uint8 [1, 3, H, W] -> the maps' sums after 1, 2, ... steps: [steps, labels, h, w]."""
-        self.seen.clear()
-        self.climb(view, torch.tensor([labels]), steps, 1)
-        clean, later = torch.cat(self.seen[: len(labels)]), self.seen[len(labels) :]
-        climbed = torch.cat(later).unflatten(0, (len(labels), steps - 1)).transpose(0, 1)
-        return torch.cat([clean[None], climbed]).cumsum(0)
+    config: ClimbConfig
+    rows: list[Row]
+    stops: list[float]
+    curves: Tensor  # [N, rows + stops, T]
+    costs: list[float]  # of rows and stops, mean of the maps
 
 
-def rows_of(config: ClimbConfig, mixed: bool) -> list[Row]:
-    """Every set of scales with every number of steps; mixed: sets of three and more, each scale with its own number."""
-    sizes = range(3 if mixed else 1, len(config.scales) + 1)
+def rows_of(config: ClimbConfig, kind: str) -> list[Row]:
+    """Sets of scales, each scale with its number of steps.
+
+    equal: every set of scales with every number of steps. mixed: also sets of three and more, each scale with its own
+    number. last: the config's scales and steps, of the last scale any number; and the plain CAM.
+    """
+    if kind == "last":
+        own = {scale: config.steps_for(scale) for scale in config.scales}
+        last = config.scales[-1]
+        return [dict.fromkeys(own, 1)] + [own | {last: n} for n in range(2, own[last] + 1)]
+    sizes = range(1 if kind == "equal" else 3, len(config.scales) + 1)
     sets = [scales for size in sizes for scales in itertools.combinations(config.scales, size)]
     plain = [dict.fromkeys(scales, n) for scales in sets for n in COUNTS if n <= config.steps]
-    if not mixed:
+    if kind == "equal":
         return plain
     counts = [n for n in MIXED_COUNTS if n <= config.steps]
     products = [
@@ -72,69 +70,86 @@ def rows_of(config: ClimbConfig, mixed: bool) -> list[Row]:
     return plain + [row for row in products if row not in plain]
 
 
-def cost(config: ClimbConfig, row: Row, sizes: list[tuple[int, int]]) -> float:
-    """Mean over the images of pixels times steps; a last step, without a gradient, counts as half a step."""
-    pixels = [h * w * config.factor(scale, h, w) ** 2 * (n - 0.5) for h, w in sizes for scale, n in row.items()]
-    return sum(pixels) / len(sizes) / COST_SIDE**2
+def cost(config: ClimbConfig, row: Row, size: tuple[int, int], way: Way | None = None) -> float:
+    """Pixels times steps of an image of that size; a last step, without a gradient, counts as half a step."""
+    height, width = size
+    work = {scale: (way or Way()).work(n, first=scale == config.scales[0]) for scale, n in row.items()}
+    return sum(height * width * config.factor(scale, height, width) ** 2 * work[scale] for scale in row) / COST_SIDE**2
 
 
-def curves_of(recorder: Recorder, case: Case, rows: list[Row], foreground_only: bool) -> tuple[list[Tensor], Any]:
-    """For every label of an image [rows, T], and the image's size."""
-    config = recorder.config
+def settled(sums: Tensor, change: float) -> int:
+    """The first number of steps whose map, over its maximum, differs from that before by less than a share `change`.
+
+    sums: [steps, h, w]. All steps where none does.
+    """
+    maps = sums / sums.amax((1, 2), keepdim=True).clamp(min=1e-5)
+    shares = (maps[1:] - maps[:-1]).abs().sum((1, 2)) / maps[:-1].sum((1, 2)).clamp(min=1e-5)
+    calm = (shares < change).nonzero()
+    return int(calm[0]) + 2 if len(calm) else len(sums)
+
+
+def judged(recorder: Recorder, case: Case, foregrounds: list[int], rows: list[Row], stops: list[float]) -> Tensor:
+    """The curves and costs of an image's labels, by row and by what counts as settled: [L, rows + stops, T + 1]."""
+    config = recorder.given
     image, truth = read_image(case.item.path), read_mask(case.item.mask)
     height, width = int(image.shape[1]), int(image.shape[2])
-    sums = {
-        scale: recorder.sums(resize_image(image, config.factor(scale, height, width))[None], case.classes, config.steps)
-        for scale in config.scales
-    }
+    sums = recorder.sums(image, case.classes)
     padded = padded_size(height, width)
     found = []
-    for index, label in enumerate(case.classes):
-        curves = []
-        for row in rows:
-            maps = [sums[scale][steps - 1, index][None] for scale, steps in row.items()]
+    for index, foreground in enumerate(foregrounds):
+        own = {scale: maps[:, index] for scale, maps in sums.items()}
+        for row in rows + [{scale: settled(maps, stop) for scale, maps in own.items()} for stop in stops]:
+            maps = [own[scale][steps - 1][None] for scale, steps in row.items()]
             full = ops.cam_accumulate(maps, torch.zeros(1, height, width), padded, normalise=True)
-            curves.append(iou_curve(full[0], truth, 1 if foreground_only else label + 1, THRESHOLDS))
-        found.append(torch.stack(curves))
-    return found, (height, width)
+            price = torch.tensor([cost(config, row, (height, width), recorder.way)], dtype=torch.float64)
+            found.append(torch.cat([iou_curve(full[0], truth, foreground, THRESHOLDS), price]))
+    return torch.stack(found).unflatten(0, (len(foregrounds), -1))
 
 
-def explore(models: list[af.CamModel], cases: list[Case], config: ClimbConfig, mixed: bool) -> dict[str, Any]:
-    begin = time.monotonic()
-    recorders = [Recorder(model, config) for model in models]
-    rows = rows_of(config, mixed)
-    found, sizes = [], []
+def explore(models: list[af.CamModel], cases: list[Case], text: str, options: argparse.Namespace) -> Found:
+    """Climbs all cases as the text says, keeping the maps of every row, and of every stop."""
+    config, way = climb_of(text)
+    rows = rows_of(config, options.rows)
+    recorders = [Recorder(model, config, way) for model in models]
+    key = ["explore", options.set, text, config.as_dict(), options.rows, options.stop]
+    kept = Kept(options.keep, key)
+    found = []
     for number, case in enumerate(cases):
-        curves, size = curves_of(recorders[case.model], case, rows, len(models) == 1)
-        found += curves
-        sizes.append(size)
+        foregrounds = quality.foregrounds(models, case)
+        work = partial(judged, recorders[case.model], case, foregrounds, rows, options.stop)
+        found.append(kept.get(case.item.id, work))
         print(f"\r{number + 1}/{len(cases)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    curves = torch.stack(found)  # [N, rows, T]
+    both = torch.cat(found)
+    return Found(config, rows, options.stop, both[..., :-1], both[..., -1].mean(0).tolist())
+
+
+def results_of(found: Found, reference: Tensor | None) -> dict[str, Any]:
+    """Every row's quality, cost and gain over the plain CAM of its scales; reference [N, T]: and its difference."""
     results = []
-    for index, row in enumerate(rows):
-        plain = rows.index(dict.fromkeys(row, 1))
-        samples = bootstrap_best(curves[:, [plain, index]])
-        best = best_threshold(curves[:, index], THRESHOLDS)
-        gain = best.value - best_threshold(curves[:, plain], THRESHOLDS).value
-        results.append(
-            {
-                "scales": list(row),
-                "steps": list(row.values()),
-                "cost": cost(config, row, sizes),
-                "iou": best.value,
-                "interval": interval(samples[:, 1]),
-                "threshold": best.threshold,
-                "gain": gain,
-                "gain_interval": interval(samples[:, 1] - samples[:, 0]),
-            }
-        )
-    return {
-        "config": config.as_dict(),
-        "items": len(curves),
-        "seconds": time.monotonic() - begin,
-        "rows": results,
-    }
+    for index, curves in enumerate(found.curves.unbind(1)):
+        stop = None if index < len(found.rows) else found.stops[index - len(found.rows)]
+        most = {scale: found.config.steps_for(scale) for scale in found.config.scales}
+        row = found.rows[index] if stop is None else most
+        plain = found.curves[:, found.rows.index(dict.fromkeys(row, 1))]
+        samples = bootstrap_best(curves)
+        best, gain = best_threshold(curves, THRESHOLDS), quality.difference(curves, plain)
+        result = {
+            "scales": list(row),
+            "steps": list(row.values()),
+            "cost": found.costs[index],
+            "iou": best.value,
+            "interval": interval(samples),
+            "threshold": best.threshold,
+            "gain": gain["iou"],
+            "gain_interval": gain["interval"],
+        }
+        if stop is not None:
+            result["stop"] = stop
+        if reference is not None:
+            result["difference"] = quality.difference(curves, reference)
+        results.append(result)
+    return {"config": found.config.as_dict(), "items": len(found.curves), "rows": results}
 
 
 def text_of(results: dict[str, Any]) -> str:
@@ -190,7 +205,9 @@ def main() -> None:
     parser.add_argument("set", choices=("horses", "coco"))
     parser.add_argument("--items", default="1-100", help="FIRST-LAST[:STEP], counted from 1")
     parser.add_argument("--climb", action="append", default=[], help="PRESET or 'PRESET;KEY=VALUE;...'")
-    parser.add_argument("--mixed", action="store_true", help="each scale with its own number of steps")
+    parser.add_argument("--rows", choices=("equal", "mixed", "last"), default="equal", help="numbers of steps tried")
+    parser.add_argument("--stop", type=float, action="append", default=[], help="stop when a map changes by less")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="go on from what this code left there")
     parser.add_argument("--table", type=int, nargs="?", const=5, default=0, metavar="ROWS", help="print the best rows")
     parser.add_argument("--draw", type=Path, metavar="PNG", help="quality against cost, of all climbs in the file")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/explore_SET.json")
@@ -198,11 +215,15 @@ def main() -> None:
     out = options.out or quality.RESULTS / f"explore_{options.set}.json"
     if options.climb:
         models, cases = quality.load(options.set, options.items)
+        reference: Tensor | None = None
         for text in options.climb:
-            name, *settings = text.split(";")
-            found = explore(models, cases, ClimbConfig.preset(name).with_settings(settings), options.mixed)
+            found = explore(models, cases, text, options)
+            own = {scale: found.config.steps_for(scale) for scale in found.config.scales}
+            if reference is None and own in found.rows:
+                reference = found.curves[:, found.rows.index(own)]
             results = json.loads(out.read_text()) if out.exists() else {}  # read again: another run may have written
-            results[f"{text} on {options.items}{', mixed' if options.mixed else ''}"] = found
+            kind = "" if options.rows == "equal" else f", {options.rows}"
+            results[f"{text} on {options.items}{kind}"] = results_of(found, reference)
             out.write_text(text_of(results))
     if options.draw:
         draw(json.loads(out.read_text()), options.draw)
