@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ COST_SIDE = 420  # pixels
 COUNTS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 27)  # steps
 MIXED_COUNTS = (2, 4, 6, 10)
 Row = dict[float, int]  # scale -> steps
+Price = Callable[[Row, tuple[int, int]], float]
 
 
 class Found(NamedTuple):
@@ -88,12 +90,12 @@ def settled(sums: Tensor, change: float) -> int:
     return int(calm[0]) + 2 if len(calm) else len(sums)
 
 
-def judged(recorder: Recorder, case: Case, foregrounds: list[int], rows: list[Row], stops: list[float]) -> Tensor:
+def judged(
+    sums: dict[float, Tensor], case: Case, foregrounds: list[int], rows: list[Row], stops: list[float], price: Price
+) -> Tensor:
     """The curves and costs of an image's labels, by row and by what counts as settled: [L, rows + stops, T + 1]."""
-    config = recorder.given
-    image, truth = read_image(case.item.path), read_mask(case.item.mask)
-    height, width = int(image.shape[1]), int(image.shape[2])
-    sums = recorder.sums(image, case.classes)
+    truth = read_mask(case.item.mask)
+    height, width = int(truth.shape[0]), int(truth.shape[1])
     padded = padded_size(height, width)
     found = []
     for index, foreground in enumerate(foregrounds):
@@ -101,8 +103,8 @@ def judged(recorder: Recorder, case: Case, foregrounds: list[int], rows: list[Ro
         for row in rows + [{scale: settled(maps, stop) for scale, maps in own.items()} for stop in stops]:
             maps = [own[scale][steps - 1][None] for scale, steps in row.items()]
             full = ops.cam_accumulate(maps, torch.zeros(1, height, width), padded, normalise=True)
-            price = torch.tensor([cost(config, row, (height, width), recorder.way)], dtype=torch.float64)
-            found.append(torch.cat([iou_curve(full[0], truth, foreground, THRESHOLDS), price]))
+            paid = torch.tensor([price(row, (height, width))], dtype=torch.float64)
+            found.append(torch.cat([iou_curve(full[0], truth, foreground, THRESHOLDS), paid]))
     return torch.stack(found).unflatten(0, (len(foregrounds), -1))
 
 
@@ -111,13 +113,13 @@ def explore(models: list[af.CamModel], cases: list[Case], text: str, options: ar
     config, way = climb_of(text)
     rows = rows_of(config, options.rows)
     recorders = [Recorder(model, config, way) for model in models]
-    key = ["explore", options.set, text, config.as_dict(), options.rows, options.stop]
-    kept = Kept(options.keep, key)
+    kept: Kept[dict[float, Tensor]] = Kept(options.keep, ["explore", options.set, text, config.as_dict()])
     found = []
     for number, case in enumerate(cases):
-        foregrounds = quality.foregrounds(models, case)
-        work = partial(judged, recorders[case.model], case, foregrounds, rows, options.stop)
-        found.append(kept.get(case.item.id, work))
+        image = read_image(case.item.path)
+        sums = kept.get(case.item.id, partial(recorders[case.model].sums, image, case.classes))
+        price = partial(cost, config, way=way)
+        found.append(judged(sums, case, quality.foregrounds(models, case), rows, options.stop, price))
         print(f"\r{number + 1}/{len(cases)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     both = torch.cat(found)

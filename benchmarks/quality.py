@@ -90,7 +90,7 @@ def _fit(features: Tensor, tags: Tensor, decay: float = 1e-3) -> tuple[Tensor, T
     return weight.detach(), bias.detach()
 
 
-def curves(models: list[af.CamModel], cases: list[Case], config: ClimbConfig, kept: Kept) -> Tensor:
+def curves(models: list[af.CamModel], cases: list[Case], config: ClimbConfig, kept: Kept[Tensor]) -> Tensor:
     """The curves of the plain CAM and of the climbed map, for every image and class: [N, 2, T]."""
     makers = [MapMaker(model, config) for model in models]
     found = []

@@ -122,11 +122,9 @@ class Recorder(Climber):
         """What is stepped along; the step's size goes into the config that is read after this."""
         g = super()._image_gradient(forward, seen, look, head, again)
         way, trail = self.way, self.trail
-        g = g / (g.abs().max() if way.velocity == "heavy" else g.abs().sum()).clamp(min=torch.finfo(g.dtype).tiny)
-        trail.velocity = g if trail.velocity is None else way.momentum * trail.velocity + g
-        along = g + way.momentum * trail.velocity if way.velocity == "nesterov" else trail.velocity
+        along = self._velocity(g) if way.momentum else g
         factor = way.factors(self.steps - 1)[trail.steps]
-        reach = float(along.abs().max()) if way.velocity == "heavy" else 1.0
+        reach = float(along.abs().max()) if way.momentum and way.velocity == "heavy" else 1.0
         self.config = dataclasses.replace(self.given, step_size=self.given.step_size * factor * reach)
         trail.steps += 1
         return along
@@ -137,8 +135,8 @@ class Recorder(Climber):
         self.steps = steps
         maps, initial, starts, slopes = super()._step_zero(image, labels, steps, canvas)
         if self.before and self.way.carry in ("add", "instead") and steps > 1:
-            own = starts if self.way.carry == "add" else image[None]
-            starts = torch.cat([self._carried(own, trail.off[-1]) for trail in self.before])
+            own = starts if self.way.carry == "add" else image.expand_as(starts)
+            starts = torch.stack([self._carried(start, t.off[-1]) for start, t in zip(own, self.before, strict=True)])
         return maps, initial, starts, slopes
 
     def _ascend(
@@ -149,12 +147,18 @@ class Recorder(Climber):
         if not (self.before and self.way.carry == "follow"):
             return super()._ascend(start, clean, initial, head, steps, canvas)
         for off in self.before[turn].off[1:steps]:
-            self.image = self._carried(self.clean[None], off)[0]
-            self._look(self._forward(self._network_input(self.image), False, canvas), head, clean)
+            seen = self._network_input(self._carried(self.clean, off))
+            self._look(self._forward(seen, False, canvas), head, clean)
         return initial, initial.new_empty(len(initial), steps - 2)
+
+    def _velocity(self, g: Tensor) -> Tensor:
+        way, before = self.way, self.trail.velocity
+        g = g / (g.abs().max() if way.velocity == "heavy" else g.abs().sum()).clamp(min=torch.finfo(g.dtype).tiny)
+        self.trail.velocity = g if before is None else way.momentum * before + g
+        return g + way.momentum * self.trail.velocity if way.velocity == "nesterov" else self.trail.velocity
 
     @torch.no_grad()
     def _carried(self, images: Tensor, off: Tensor) -> Tensor:
-        """Images [P, members, 3, H, W] with another scale's perturbation, in the clean image's range."""
+        """Images [members, 3, H, W] with another scale's perturbation, in the clean image's range."""
         resized = torch.nn.functional.interpolate(off, images.shape[-2:], mode="bilinear")
         return (images + resized).clamp(self.clean.min(), self.clean.max())
