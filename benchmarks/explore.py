@@ -14,7 +14,7 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -178,28 +178,36 @@ def table(results: dict[str, Any], most: int) -> None:
     for name, climb in results.items():
         print(f"{name} ({climb['items']} maps)")
         for row in frontier(climb["rows"])[:most]:
-            low, high = row["interval"]
             scales = ", ".join(f"{scale:g}x{n}" for scale, n in zip(row["scales"], row["steps"], strict=True))
-            gain = f"{row['gain']:+.3f} [{row['gain_interval'][0]:+.3f}, {row['gain_interval'][1]:+.3f}]"
-            print(f"  {row['iou']:.3f} [{low:.3f}, {high:.3f}]  gain {gain}  cost {row['cost']:4.1f}  {scales}")
+            stop = f" until below {row['stop']:g}" if "stop" in row else ""
+            low, high = row["interval"]
+            texts = [f"{row['iou']:.3f} [{low:.3f}, {high:.3f}]", f"gain {_signed(row['gain'], row['gain_interval'])}"]
+            if "difference" in row:
+                texts.append(f"difference {_signed(row['difference']['iou'], row['difference']['interval'])}")
+            print(f"  {'  '.join(texts)}  cost {row['cost']:4.1f}  {scales}{stop}")
 
 
-def draw(results: dict[str, Any], out: Path) -> None:
-    """Quality against cost: the rows of every climb that are worth their cost, with their intervals."""
+def _signed(value: float, bounds: Sequence[float]) -> str:
+    return f"{value:+.3f} [{bounds[0]:+.3f}, {bounds[1]:+.3f}]"
+
+
+def draw(results: dict[str, dict[str, Any]], out: Path) -> None:
+    """Quality against cost, a set a panel: the rows of every climb that are worth their cost, with their intervals."""
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(8, 4.5))
-    for name, climb in results.items():
-        rows = [row for row in frontier(climb["rows"])[::-1] if row["cost"] >= 1]
-        costs, values = [row["cost"] for row in rows], [row["iou"] for row in rows]
-        (line,) = axis.plot(costs, values, marker="o", markersize=3, label=name)
-        lows, highs = zip(*(row["interval"] for row in rows), strict=True)
-        axis.fill_between(costs, lows, highs, alpha=0.08, color=line.get_color())
-    axis.set(xscale="log", xlabel="cost: pixels x steps", ylabel="mean foreground IoU, best threshold")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=6)
+    figure, axes = pyplot.subplots(1, len(results), figsize=(6.5 * len(results), 5), squeeze=False)
+    for axis, (title, climbs) in zip(axes[0], results.items(), strict=True):
+        for name, climb in climbs.items():
+            rows = [row for row in frontier(climb["rows"])[::-1] if row["cost"] >= 1]
+            costs, values = [row["cost"] for row in rows], [row["iou"] for row in rows]
+            (line,) = axis.plot(costs, values, marker="o", markersize=3, label=name)
+            lows, highs = zip(*(row["interval"] for row in rows), strict=True)
+            axis.fill_between(costs, lows, highs, alpha=0.08, color=line.get_color())
+        axis.set(title=title, xscale="log", xlabel="cost: pixels x steps", ylabel="mean foreground IoU, best threshold")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=6, loc="upper left")
     figure.tight_layout()
-    figure.savefig(out, dpi=110)
+    figure.savefig(out, dpi=90)
 
 
 def main() -> None:
@@ -211,7 +219,7 @@ def main() -> None:
     parser.add_argument("--stop", type=float, action="append", default=[], help="stop when a map changes by less")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="go on from what this code left there")
     parser.add_argument("--table", type=int, nargs="?", const=5, default=0, metavar="ROWS", help="print the best rows")
-    parser.add_argument("--draw", type=Path, metavar="PNG", help="quality against cost, of all climbs in the file")
+    parser.add_argument("--draw", type=Path, metavar="PNG", help="quality against cost, of all climbs in the files")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/explore_SET.json")
     options = parser.parse_args()
     out = options.out or quality.RESULTS / f"explore_{options.set}.json"
@@ -228,7 +236,8 @@ def main() -> None:
             results[f"{text} on {options.items}{kind}"] = results_of(found, reference)
             out.write_text(text_of(results))
     if options.draw:
-        draw(json.loads(out.read_text()), options.draw)
+        files = {name: quality.RESULTS / f"explore_{name}.json" for name in ("horses", "coco")}
+        draw({name: json.loads(file.read_text()) for name, file in files.items()}, options.draw)
     if options.table or not (options.climb or options.draw):
         table(json.loads(out.read_text()), options.table or 5)
 

@@ -75,24 +75,20 @@ def test_a_scale_takes_over_the_perturbation_of_the_one_before(carry: str) -> No
     recorder.sums(image(), [3, 5])  # nothing is left of the image before
     alone = Recorder(model, replace(config, scales=(1.5,)), way)
     alone.sums(image(), [3, 5])
-    for label in range(2):
-        small = Recorder(model, replace(config, scales=(1.0,)), way)
-        small.sums(image(), [3, 5])
-        before, off = small.trails[label].off, recorder.trails[label].off
-        clean = recorder.clean.detach()
-
-        def carried(start: Tensor, small_off: Tensor, clean: Tensor = clean) -> Tensor:
-            large = torch.nn.functional.interpolate(small_off, clean.shape[-2:], mode="bilinear")
-            return (start + large).clamp(clean.min(), clean.max()) - clean
-
-        wanted = {
-            "add": {1: carried(clean + alone.trails[label].off[1], before[2])},
-            "instead": {1: carried(clean, before[2])},
-            "follow": {1: carried(clean, before[1]), 2: carried(clean, before[2])},
+    small = Recorder(model, replace(config, scales=(1.0,)), way)
+    small.sums(image(), [3, 5])
+    clean = recorder.clean.detach()
+    for before, first, found in zip(small.trails, alone.trails, recorder.trails, strict=True):
+        starts = {
+            "add": {1: (first.off[1], before.off[2])},
+            "instead": {1: (0, before.off[2])},
+            "follow": {1: (0, before.off[1]), 2: (0, before.off[2])},
         }[carry]
-        assert not off[0].any() and len(off) == 3
-        for step, perturbation in wanted.items():
-            torch.testing.assert_close(off[step], perturbation, rtol=0, atol=1e-5)
+        assert not found.off[0].any() and len(found.off) == 3
+        for step, (own, carried) in starts.items():
+            large = torch.nn.functional.interpolate(carried, clean.shape[-2:], mode="bilinear")
+            wanted = (clean + own + large).clamp(clean.min(), clean.max()) - clean
+            torch.testing.assert_close(found.off[step], wanted, rtol=0, atol=1e-5)
 
 
 def test_bad_ways_are_refused() -> None:
@@ -142,18 +138,12 @@ def test_results_are_json_with_a_row_a_line() -> None:
 
 
 def test_a_stopped_run_goes_on_from_what_it_kept(tmp_path: Path) -> None:
-    made = []
-
-    def make() -> Tensor:
-        made.append(len(made))
-        return torch.tensor(made[-1])
-
-    for folder, calls in ((None, 4), (tmp_path, 2)):
-        made.clear()
-        for name in ("a", "b"):
-            assert Kept(folder, {"steps": 2}).get("a", make) == (0 if folder else len(made) - 1)
-            Kept(folder, {"steps": 3}).get(name, make) if folder and name == "a" else Kept(folder, 1).get("a", make)
-        assert len(made) == calls + (folder is not None)
+    made = map(torch.tensor, range(10))
+    assert Kept(tmp_path, {"steps": 2}).get("a", made.__next__) == 0
+    again = Kept[Tensor](tmp_path, {"steps": 2})
+    assert [int(again.get(name, made.__next__)) for name in ("a", "b", "a")] == [0, 1, 0]
+    assert Kept(tmp_path, {"steps": 3}).get("a", made.__next__) == 2
+    assert [int(Kept(None, {"steps": 2}).get("a", made.__next__)) for _ in range(2)] == [3, 4]
 
 
 def test_a_difference_is_paired() -> None:
