@@ -1,4 +1,4 @@
-"""Other ways up than steps of one size along the gradient: tried by benchmarks/explore.py, not in the package."""
+"""Other ways up than the package's: tried by benchmarks/explore.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import advcam_fast as af
 from advcam_fast import ops
 from advcam_fast.climb import ClimbConfig
 from advcam_fast.climb.canvas import Canvas
-from advcam_fast.climb.climber import Climber, Head
+from advcam_fast.climb.climber import Climber, Head, Start
 from advcam_fast.data import resize_image
 from advcam_fast.options import changes_of, check_option
 
@@ -27,21 +27,18 @@ CARRIES = ("none", "add", "instead", "follow")
 class Way:
     """How a climb takes its steps; the defaults are the package's.
 
-    momentum: mu of v <- mu v + g, g over its norm. velocity: what is stepped along: normalised, v over its maximum
-    (g over its L1 norm, Dong et al., CVPR 2018); nesterov, the same of g + mu v; heavy, v as it is (g over its
-    maximum).
+    velocity: what momentum mu makes of v <- mu v + g: normalised, a step along v, as the package does; nesterov, along
+    g + mu v; heavy, a step of v itself, with g over its maximum.
     schedule: of a climb's step sizes, their mean the config's: linear and cosine fall to 0, rising is linear from 0.
     carry: what a scale takes from the one before it, resized: its perturbation beside the first step, instead of the
     first step, or with `follow` the perturbation of every step, without gradients of its own.
     """
 
-    momentum: float = 0.0
     velocity: str = "normalised"
     schedule: str = "constant"
     carry: str = "none"
 
     def __post_init__(self) -> None:
-        check_option("momentum", self.momentum, 0 <= self.momentum < 1, "a number from 0 to below 1")
         for name, known in (("velocity", VELOCITIES), ("schedule", SCHEDULES), ("carry", CARRIES)):
             check_option(name, getattr(self, name), getattr(self, name) in known, f"one of {', '.join(known)}")
 
@@ -67,7 +64,7 @@ def climb_of(text: str) -> tuple[ClimbConfig, Way]:
     """ "PRESET;KEY=VALUE;...", of a ClimbConfig's keys and a Way's."""
     name, *settings = text.split(";")
     own = [setting for setting in settings if setting.partition("=")[0] in Way.__dataclass_fields__]
-    way = Way(**changes_of(Way(), own, lambda key, value: float(value) if key == "momentum" else value))
+    way = Way(**changes_of(Way(), own, lambda _, value: value))
     return ClimbConfig.preset(name).with_settings([s for s in settings if s not in own]), way
 
 
@@ -85,8 +82,9 @@ class Recorder(Climber):
     """A climber that keeps the pair map of every step, and may go another way. One view and one pair at a time."""
 
     def __init__(self, model: af.CamModel, config: ClimbConfig, way: Way | None = None) -> None:
-        super().__init__(model, config)
         self.way, self.given = way or Way(), config
+        self.own = config if self.way.velocity == "normalised" else dataclasses.replace(config, momentum=0.0)
+        super().__init__(model, self.own)
         self.trails: list[Trail] = []  # of the labels, in order
         self.before: list[Trail] = []  # at the scale before
         self.trail = Trail()  # of the label whose turn it is
@@ -122,25 +120,26 @@ class Recorder(Climber):
         """What is stepped along; the step's size goes into the config that is read after this."""
         g = super()._image_gradient(forward, seen, look, head, again)
         way, trail = self.way, self.trail
-        along = self._velocity(g) if way.momentum else g
+        along = g if way.velocity == "normalised" else self._velocity(g)
         factor = way.factors(self.steps - 1)[trail.steps]
-        reach = float(along.abs().max()) if way.momentum and way.velocity == "heavy" else 1.0
-        self.config = dataclasses.replace(self.given, step_size=self.given.step_size * factor * reach)
+        reach = float(along.abs().max()) if way.velocity == "heavy" else 1.0
+        self.config = dataclasses.replace(self.own, step_size=self.own.step_size * factor * reach)
         trail.steps += 1
         return along
 
     def _step_zero(
         self, image: Tensor, labels: Tensor, steps: int, canvas: Canvas | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Start, Tensor]:
         self.steps = steps
         maps, initial, starts, slopes = super()._step_zero(image, labels, steps, canvas)
         if self.before and self.way.carry in ("add", "instead") and steps > 1:
-            own = starts if self.way.carry == "add" else image.expand_as(starts)
-            starts = torch.stack([self._carried(start, t.off[-1]) for start, t in zip(own, self.before, strict=True)])
+            own = starts.image if self.way.carry == "add" else image.expand_as(starts.image)
+            moved = [self._carried(start, trail.off[-1]) for start, trail in zip(own, self.before, strict=True)]
+            starts = starts._replace(image=torch.stack(moved))
         return maps, initial, starts, slopes
 
     def _ascend(
-        self, start: Tensor, clean: Tensor, initial: Tensor, head: Any, steps: int, canvas: Canvas | None
+        self, start: Start, clean: Tensor, initial: Tensor, head: Any, steps: int, canvas: Canvas | None
     ) -> tuple[Tensor, Tensor]:
         turn = next(self.turns)
         self.trail = self.trails[turn]
@@ -152,10 +151,10 @@ class Recorder(Climber):
         return initial, initial.new_empty(len(initial), steps - 2)
 
     def _velocity(self, g: Tensor) -> Tensor:
-        way, before = self.way, self.trail.velocity
-        g = g / (g.abs().max() if way.velocity == "heavy" else g.abs().sum()).clamp(min=torch.finfo(g.dtype).tiny)
-        self.trail.velocity = g if before is None else way.momentum * before + g
-        return g + way.momentum * self.trail.velocity if way.velocity == "nesterov" else self.trail.velocity
+        momentum, heavy, before = self.given.momentum, self.way.velocity == "heavy", self.trail.velocity
+        g = g / (g.abs().max() if heavy else g.abs().sum()).clamp(min=torch.finfo(g.dtype).tiny)
+        self.trail.velocity = g if before is None else momentum * before + g
+        return self.trail.velocity if heavy else g + momentum * self.trail.velocity
 
     @torch.no_grad()
     def _carried(self, images: Tensor, off: Tensor) -> Tensor:

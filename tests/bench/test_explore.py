@@ -60,7 +60,7 @@ def test_other_ways_are_those_of_a_plain_loop(text: str, along: Callable[[Tensor
         x.requires_grad_()
         (g,) = torch.autograd.grad(model.logit_map(model.features(x))[:, 3].mean((1, 2)).sum(), x)
         g = g / (g.abs().max() if way.velocity == "heavy" else g.abs().sum())
-        v = way.momentum * v + g
+        v = config.momentum * v + g
         x = x.detach()
         x = (x + config.step_size * factor * along(g, v)).clamp(x.min(), x.max())
     torch.testing.assert_close(recorder.image, x, rtol=0, atol=1e-4)
@@ -92,7 +92,7 @@ def test_a_scale_takes_over_the_perturbation_of_the_one_before(carry: str) -> No
 
 
 def test_bad_ways_are_refused() -> None:
-    for text in ("momentum=1", "velocity=fast", "schedule=up", "carry=over", "moment=0.5"):
+    for text in ("momentum=2", "velocity=fast", "schedule=up", "carry=over", "moment=0.5"):
         with pytest.raises(UsageError, match=text.partition("=")[0]):
             climb_of(f"fast;{text}")
 
