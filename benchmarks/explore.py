@@ -2,10 +2,15 @@
 
 python benchmarks/explore.py horses --items 1-100 --climb "general;steps=10;scales=0.5,1,1.5,2"
 python benchmarks/explore.py coco --items 1-100:2 --climb "general;steps=10;scales=0.5,1,1.5,2;other_classes=present"
-python benchmarks/explore.py horses --items 1-100 --mixed --climb "general;steps=10;scales=0.5,1,1.5,2"
+python benchmarks/explore.py horses --items 1-100 --rows mixed --climb "general;steps=10;scales=0.5,1,1.5,2"
+python benchmarks/explore.py horses --items 1-100:4 --rows last --stop 0.1 --climb fast --climb "fast;schedule=cosine"
+
+A climb may also go another way (benchmarks/ways.py). Where the first climb's own scales and steps are a row, every row
+has its paired difference from that one. `--stop` ends a scale when its map has settled.
 
 Results go to benchmarks/results/explore_SET.json; `--table` prints the best rows of it. Cost is in pixels climbed times
-steps, over those of a square of 420 pixels: a pair's step at scale 1 is 1 in the preset `general`.
+steps, over those of a square of 420 pixels: a pair's step at scale 1 is 1 in the preset `general`. With `--keep DIR` a
+stopped run goes on, and other rows of the same climb cost nothing.
 """
 
 from __future__ import annotations
