@@ -28,7 +28,7 @@ def demo(out: Out = Path("demo_run"), preset: str = "general", as_json: Json = F
     settings = {
         "data": "demo",
         "version": af.__version__,
-        "weights": labelling.weights_digest(net),
+        "weights": labelling.weights_digest(net.tensors()),
         "climb": {"preset": preset, **config.as_dict()},
     }
     with RunFolder.open(out / "run", settings) as run:

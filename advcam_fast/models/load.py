@@ -6,7 +6,7 @@ import difflib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -76,37 +76,25 @@ def load_model(
     if num_classes is None:
         num_classes = recipe.default_classes if checkpoint is None else _head_size(checkpoint, recipe)
     network = recipe.build(num_classes)
-    features = recipe.features(network) if target_layer is None else None
+    features = recipe.features(network) if target_layer is None else network
     label = name if checkpoint is not None else f"{name} (random weights)"
     if checkpoint is not None:
         fill(network, recipe.head, checkpoint, with_head=not fresh_head)
         class_names = class_names or checkpoint.class_names
     class_names = class_names or (torchvision_nets.imagenet_names() if num_classes == 1000 else None)
     label = f"{label} (untrained head)" if fresh_head else label
-    if features is None:
-        assert target_layer is not None
-        return GradCamModel(
-            network,
-            target_layer,
-            num_classes=num_classes,
-            mean=recipe.mean,
-            std=recipe.std,
-            class_names=class_names,
-            activation=recipe.activation,
-            input_size=recipe.input_size,
-            name=label,
-        ).to(device)
+    told: dict[str, Any] = {"class_names": class_names, "name": label}
+    told |= {"mean": recipe.mean, "std": recipe.std, "activation": recipe.activation}
+    if target_layer is not None:
+        told |= {"num_classes": num_classes, "input_size": recipe.input_size}
+        return GradCamModel(network, target_layer, **told).to(device)
     head = network.get_submodule(recipe.head)
     return CamModel(
         features.eval().requires_grad_(False),
         head.weight.detach().flatten(1),  # type: ignore[operator]
         head.bias,  # type: ignore[arg-type]
-        mean=recipe.mean,
-        std=recipe.std,
-        class_names=class_names,
-        activation=recipe.activation,
         prediction_score=recipe.prediction_score,
-        name=label,
+        **told,
     ).to(device)
 
 
