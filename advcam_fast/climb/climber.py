@@ -168,7 +168,9 @@ class Ascent(Generic[Model]):
     ) -> tuple[Tensor, Tensor]:
         """Maps 1 to steps - 1 of some pairs, added to the initial ones; the last map needs no backward pass."""
         image = start.image.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        velocity = None if start.velocity is None else start.velocity.flatten(0, 1)
+        velocity = start.velocity
+        if velocity is not None:  # laid out like the image, or every step would copy it
+            velocity = velocity.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         seen = self._network_input(image)
         rounded = seen if self.network_dtype != self.acc else None  # else one memory with the image
         total = initial.clone()
