@@ -2,10 +2,15 @@
 
 python benchmarks/explore.py horses --items 1-100 --climb "general;steps=10;scales=0.5,1,1.5,2"
 python benchmarks/explore.py coco --items 1-100:2 --climb "general;steps=10;scales=0.5,1,1.5,2;other_classes=present"
-python benchmarks/explore.py horses --items 1-100 --mixed --climb "general;steps=10;scales=0.5,1,1.5,2"
+python benchmarks/explore.py horses --items 1-100 --rows mixed --climb "general;steps=10;scales=0.5,1,1.5,2"
+python benchmarks/explore.py horses --items 1-100:4 --rows last --stop 0.1 --climb fast --climb "fast;schedule=cosine"
+
+A climb may also go another way (benchmarks/ways.py). Where the first climb's own scales and steps are a row, every row
+has its paired difference from that one. `--stop` ends a scale when its map has settled.
 
 Results go to benchmarks/results/explore_SET.json; `--table` prints the best rows of it. Cost is in pixels climbed times
-steps, over those of a square of 420 pixels: a pair's step at scale 1 is 1 in the preset `general`.
+steps, over those of a square of 420 pixels: a pair's step at scale 1 is 1 in the preset `general`. With `--keep DIR` a
+stopped run goes on, and other rows of the same climb cost nothing.
 """
 
 from __future__ import annotations
@@ -14,56 +19,56 @@ import argparse
 import itertools
 import json
 import sys
-import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import quality
 import torch
+from kept import Kept
 from quality import THRESHOLDS, Case
 from torch import Tensor
+from ways import Recorder, Way, climb_of
 
 import advcam_fast as af
 from advcam_fast import ops
 from advcam_fast.climb import ClimbConfig
-from advcam_fast.climb.climber import Climber, Head
 from advcam_fast.climb.plan import padded_size
-from advcam_fast.data import read_image, read_mask, resize_image
+from advcam_fast.data import read_image, read_mask
 from advcam_fast.metrics.foreground_iou import best_threshold, bootstrap_best, interval, iou_curve
 
 COST_SIDE = 420  # pixels
 COUNTS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 27)  # steps
 MIXED_COUNTS = (2, 4, 6, 10)
 Row = dict[float, int]  # scale -> steps
+Price = Callable[[Row, tuple[int, int]], float]
 
 
-class Recorder(Climber):
-    """A climber that keeps the pair map of every step."""
+class Found(NamedTuple):
+    """What a climb of all cases left."""
 
-    def __init__(self, model: af.CamModel, config: ClimbConfig) -> None:
-        super().__init__(model, config)
-        self.seen: list[Tensor] = []
-
-    def _loss(self, logits: Tensor, head: Head, initial: Tensor | None) -> ops.ClimbLoss:
-        loss = super()._loss(logits, head, initial)
-        self.seen.append(loss.pair_map)
-        return loss
-
-    def sums(self, view: Tensor, labels: list[int], steps: int) -> Tensor:
-        """uint8 [1, 3, H, W] -> the maps' sums after 1, 2, ... steps: [steps, labels, h, w]."""
-        self.seen.clear()
-        self.climb(view, torch.tensor([labels]), steps, 1)
-        clean, later = torch.cat(self.seen[: len(labels)]), self.seen[len(labels) :]
-        climbed = torch.cat(later).unflatten(0, (len(labels), steps - 1)).transpose(0, 1)
-        return torch.cat([clean[None], climbed]).cumsum(0)
+    config: ClimbConfig
+    rows: list[Row]
+    stops: list[float]
+    curves: Tensor  # [N, rows + stops, T]
+    costs: list[float]  # of rows and stops, mean of the maps
 
 
-def rows_of(config: ClimbConfig, mixed: bool) -> list[Row]:
-    """Every set of scales with every number of steps; mixed: sets of three and more, each scale with its own number."""
-    sizes = range(3 if mixed else 1, len(config.scales) + 1)
+def rows_of(config: ClimbConfig, kind: str) -> list[Row]:
+    """Sets of scales, each scale with its number of steps.
+
+    equal: every set of scales with every number of steps. mixed: also sets of three and more, each scale with its own
+    number. last: the config's scales and steps, of the last scale any number; and the plain CAM.
+    """
+    if kind == "last":
+        own = {scale: config.steps_for(scale) for scale in config.scales}
+        last = config.scales[-1]
+        return [dict.fromkeys(own, 1)] + [own | {last: n} for n in range(2, own[last] + 1)]
+    sizes = range(1 if kind == "equal" else 3, len(config.scales) + 1)
     sets = [scales for size in sizes for scales in itertools.combinations(config.scales, size)]
     plain = [dict.fromkeys(scales, n) for scales in sets for n in COUNTS if n <= config.steps]
-    if not mixed:
+    if kind == "equal":
         return plain
     counts = [n for n in MIXED_COUNTS if n <= config.steps]
     products = [
@@ -72,69 +77,86 @@ def rows_of(config: ClimbConfig, mixed: bool) -> list[Row]:
     return plain + [row for row in products if row not in plain]
 
 
-def cost(config: ClimbConfig, row: Row, sizes: list[tuple[int, int]]) -> float:
-    """Mean over the images of pixels times steps; a last step, without a gradient, counts as half a step."""
-    pixels = [h * w * config.factor(scale, h, w) ** 2 * (n - 0.5) for h, w in sizes for scale, n in row.items()]
-    return sum(pixels) / len(sizes) / COST_SIDE**2
+def cost(config: ClimbConfig, row: Row, size: tuple[int, int], way: Way | None = None) -> float:
+    """Pixels times steps of an image of that size; a last step, without a gradient, counts as half a step."""
+    height, width = size
+    work = {scale: (way or Way()).work(n, first=scale == config.scales[0]) for scale, n in row.items()}
+    return sum(height * width * config.factor(scale, height, width) ** 2 * work[scale] for scale in row) / COST_SIDE**2
 
 
-def curves_of(recorder: Recorder, case: Case, rows: list[Row], foreground_only: bool) -> tuple[list[Tensor], Any]:
-    """For every label of an image [rows, T], and the image's size."""
-    config = recorder.config
-    image, truth = read_image(case.item.path), read_mask(case.item.mask)
-    height, width = int(image.shape[1]), int(image.shape[2])
-    sums = {
-        scale: recorder.sums(resize_image(image, config.factor(scale, height, width))[None], case.classes, config.steps)
-        for scale in config.scales
-    }
+def settled(sums: Tensor, change: float) -> int:
+    """The first number of steps whose map, over its maximum, differs from that before by less than a share `change`.
+
+    sums: [steps, h, w]. All steps where none does.
+    """
+    maps = sums / sums.amax((1, 2), keepdim=True).clamp(min=1e-5)
+    shares = (maps[1:] - maps[:-1]).abs().sum((1, 2)) / maps[:-1].sum((1, 2)).clamp(min=1e-5)
+    calm = (shares < change).nonzero()
+    return int(calm[0]) + 2 if len(calm) else len(sums)
+
+
+def judged(
+    sums: dict[float, Tensor], case: Case, foregrounds: list[int], rows: list[Row], stops: list[float], price: Price
+) -> Tensor:
+    """The curves and costs of an image's labels, by row and by what counts as settled: [L, rows + stops, T + 1]."""
+    truth = read_mask(case.item.mask)
+    height, width = int(truth.shape[0]), int(truth.shape[1])
     padded = padded_size(height, width)
     found = []
-    for index, label in enumerate(case.classes):
-        curves = []
-        for row in rows:
-            maps = [sums[scale][steps - 1, index][None] for scale, steps in row.items()]
+    for index, foreground in enumerate(foregrounds):
+        own = {scale: maps[:, index] for scale, maps in sums.items()}
+        for row in rows + [{scale: settled(maps, stop) for scale, maps in own.items()} for stop in stops]:
+            maps = [own[scale][steps - 1][None] for scale, steps in row.items()]
             full = ops.cam_accumulate(maps, torch.zeros(1, height, width), padded, normalise=True)
-            curves.append(iou_curve(full[0], truth, 1 if foreground_only else label + 1, THRESHOLDS))
-        found.append(torch.stack(curves))
-    return found, (height, width)
+            paid = torch.tensor([price(row, (height, width))], dtype=torch.float64)
+            found.append(torch.cat([iou_curve(full[0], truth, foreground, THRESHOLDS), paid]))
+    return torch.stack(found).unflatten(0, (len(foregrounds), -1))
 
 
-def explore(models: list[af.CamModel], cases: list[Case], config: ClimbConfig, mixed: bool) -> dict[str, Any]:
-    begin = time.monotonic()
-    recorders = [Recorder(model, config) for model in models]
-    rows = rows_of(config, mixed)
-    found, sizes = [], []
+def explore(models: list[af.CamModel], cases: list[Case], text: str, options: argparse.Namespace) -> Found:
+    """Climbs all cases as the text says, keeping the maps of every row, and of every stop."""
+    config, way = climb_of(text)
+    rows = rows_of(config, options.rows)
+    recorders = [Recorder(model, config, way) for model in models]
+    kept: Kept[dict[float, Tensor]] = Kept(options.keep, ["explore", options.set, text, config.as_dict()])
+    found = []
     for number, case in enumerate(cases):
-        curves, size = curves_of(recorders[case.model], case, rows, len(models) == 1)
-        found += curves
-        sizes.append(size)
+        image = read_image(case.item.path)
+        sums = kept.get(case.item.id, partial(recorders[case.model].sums, image, case.classes))
+        price = partial(cost, config, way=way)
+        found.append(judged(sums, case, quality.foregrounds(models, case), rows, options.stop, price))
         print(f"\r{number + 1}/{len(cases)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    curves = torch.stack(found)  # [N, rows, T]
+    both = torch.cat(found)
+    return Found(config, rows, options.stop, both[..., :-1], both[..., -1].mean(0).tolist())
+
+
+def results_of(found: Found, reference: Tensor | None) -> dict[str, Any]:
+    """Every row's quality, cost and gain over the plain CAM of its scales; reference [N, T]: and its difference."""
     results = []
-    for index, row in enumerate(rows):
-        plain = rows.index(dict.fromkeys(row, 1))
-        samples = bootstrap_best(curves[:, [plain, index]])
-        best = best_threshold(curves[:, index], THRESHOLDS)
-        gain = best.value - best_threshold(curves[:, plain], THRESHOLDS).value
-        results.append(
-            {
-                "scales": list(row),
-                "steps": list(row.values()),
-                "cost": cost(config, row, sizes),
-                "iou": best.value,
-                "interval": interval(samples[:, 1]),
-                "threshold": best.threshold,
-                "gain": gain,
-                "gain_interval": interval(samples[:, 1] - samples[:, 0]),
-            }
-        )
-    return {
-        "config": config.as_dict(),
-        "items": len(curves),
-        "seconds": time.monotonic() - begin,
-        "rows": results,
-    }
+    for index, curves in enumerate(found.curves.unbind(1)):
+        stop = None if index < len(found.rows) else found.stops[index - len(found.rows)]
+        most = {scale: found.config.steps_for(scale) for scale in found.config.scales}
+        row = found.rows[index] if stop is None else most
+        plain = found.curves[:, found.rows.index(dict.fromkeys(row, 1))]
+        samples = bootstrap_best(curves)
+        best, gain = best_threshold(curves, THRESHOLDS), quality.difference(curves, plain)
+        result = {
+            "scales": list(row),
+            "steps": list(row.values()),
+            "cost": found.costs[index],
+            "iou": best.value,
+            "interval": interval(samples),
+            "threshold": best.threshold,
+            "gain": gain["iou"],
+            "gain_interval": gain["interval"],
+        }
+        if stop is not None:
+            result["stop"] = stop
+        if reference is not None:
+            result["difference"] = quality.difference(curves, reference)
+        results.append(result)
+    return {"config": found.config.as_dict(), "items": len(found.curves), "rows": results}
 
 
 def text_of(results: dict[str, Any]) -> str:
@@ -161,28 +183,36 @@ def table(results: dict[str, Any], most: int) -> None:
     for name, climb in results.items():
         print(f"{name} ({climb['items']} maps)")
         for row in frontier(climb["rows"])[:most]:
-            low, high = row["interval"]
             scales = ", ".join(f"{scale:g}x{n}" for scale, n in zip(row["scales"], row["steps"], strict=True))
-            gain = f"{row['gain']:+.3f} [{row['gain_interval'][0]:+.3f}, {row['gain_interval'][1]:+.3f}]"
-            print(f"  {row['iou']:.3f} [{low:.3f}, {high:.3f}]  gain {gain}  cost {row['cost']:4.1f}  {scales}")
+            stop = f" until below {row['stop']:g}" if "stop" in row else ""
+            low, high = row["interval"]
+            texts = [f"{row['iou']:.3f} [{low:.3f}, {high:.3f}]", f"gain {_signed(row['gain'], row['gain_interval'])}"]
+            if "difference" in row:
+                texts.append(f"difference {_signed(row['difference']['iou'], row['difference']['interval'])}")
+            print(f"  {'  '.join(texts)}  cost {row['cost']:4.1f}  {scales}{stop}")
 
 
-def draw(results: dict[str, Any], out: Path) -> None:
-    """Quality against cost: the rows of every climb that are worth their cost, with their intervals."""
+def _signed(value: float, bounds: Sequence[float]) -> str:
+    return f"{value:+.3f} [{bounds[0]:+.3f}, {bounds[1]:+.3f}]"
+
+
+def draw(results: dict[str, dict[str, Any]], out: Path) -> None:
+    """Quality against cost, a set a panel: the rows of every climb that are worth their cost, with their intervals."""
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(8, 4.5))
-    for name, climb in results.items():
-        rows = [row for row in frontier(climb["rows"])[::-1] if row["cost"] >= 1]
-        costs, values = [row["cost"] for row in rows], [row["iou"] for row in rows]
-        (line,) = axis.plot(costs, values, marker="o", markersize=3, label=name)
-        lows, highs = zip(*(row["interval"] for row in rows), strict=True)
-        axis.fill_between(costs, lows, highs, alpha=0.08, color=line.get_color())
-    axis.set(xscale="log", xlabel="cost: pixels x steps", ylabel="mean foreground IoU, best threshold")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=6)
+    figure, axes = pyplot.subplots(1, len(results), figsize=(6.5 * len(results), 5), squeeze=False)
+    for axis, (title, climbs) in zip(axes[0], results.items(), strict=True):
+        for name, climb in climbs.items():
+            rows = [row for row in frontier(climb["rows"])[::-1] if row["cost"] >= 1]
+            costs, values = [row["cost"] for row in rows], [row["iou"] for row in rows]
+            (line,) = axis.plot(costs, values, marker="o", markersize=3, label=name)
+            lows, highs = zip(*(row["interval"] for row in rows), strict=True)
+            axis.fill_between(costs, lows, highs, alpha=0.08, color=line.get_color())
+        axis.set(title=title, xscale="log", xlabel="cost: pixels x steps", ylabel="mean foreground IoU, best threshold")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=6, loc="upper left")
     figure.tight_layout()
-    figure.savefig(out, dpi=110)
+    figure.savefig(out, dpi=90)
 
 
 def main() -> None:
@@ -190,22 +220,29 @@ def main() -> None:
     parser.add_argument("set", choices=("horses", "coco"))
     parser.add_argument("--items", default="1-100", help="FIRST-LAST[:STEP], counted from 1")
     parser.add_argument("--climb", action="append", default=[], help="PRESET or 'PRESET;KEY=VALUE;...'")
-    parser.add_argument("--mixed", action="store_true", help="each scale with its own number of steps")
+    parser.add_argument("--rows", choices=("equal", "mixed", "last"), default="equal", help="numbers of steps tried")
+    parser.add_argument("--stop", type=float, action="append", default=[], help="stop when a map changes by less")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="go on from what this code left there")
     parser.add_argument("--table", type=int, nargs="?", const=5, default=0, metavar="ROWS", help="print the best rows")
-    parser.add_argument("--draw", type=Path, metavar="PNG", help="quality against cost, of all climbs in the file")
+    parser.add_argument("--draw", type=Path, metavar="PNG", help="quality against cost, of all climbs in the files")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/explore_SET.json")
     options = parser.parse_args()
     out = options.out or quality.RESULTS / f"explore_{options.set}.json"
     if options.climb:
         models, cases = quality.load(options.set, options.items)
+        reference: Tensor | None = None
         for text in options.climb:
-            name, *settings = text.split(";")
-            found = explore(models, cases, ClimbConfig.preset(name).with_settings(settings), options.mixed)
+            found = explore(models, cases, text, options)
+            own = {scale: found.config.steps_for(scale) for scale in found.config.scales}
+            if reference is None and own in found.rows:
+                reference = found.curves[:, found.rows.index(own)]
             results = json.loads(out.read_text()) if out.exists() else {}  # read again: another run may have written
-            results[f"{text} on {options.items}{', mixed' if options.mixed else ''}"] = found
+            kind = "" if options.rows == "equal" else f", {options.rows}"
+            results[f"{text} on {options.items}{kind}"] = results_of(found, reference)
             out.write_text(text_of(results))
     if options.draw:
-        draw(json.loads(out.read_text()), options.draw)
+        files = {name: quality.RESULTS / f"explore_{name}.json" for name in ("horses", "coco")}
+        draw({name: json.loads(file.read_text()) for name, file in files.items()}, options.draw)
     if options.table or not (options.climb or options.draw):
         table(json.loads(out.read_text()), options.table or 5)
 

@@ -2,10 +2,12 @@
 
 python benchmarks/quality.py horses --items 101-200 --preset general --preset voc-cvpr2021
 python benchmarks/quality.py coco --preset general
+python benchmarks/quality.py horses --items 101-200 --preset fast --preset "fast;dtype=mixed" --preset "fast;dtype=bf16"
 
 horses: efficientnet_lite0, ImageNet class 339. coco: 100 photos, a 20-class linear head on frozen efficientnet_lite0
-features in 5 folds, every image mapped by a head that never saw it. The plain CAM is step 0 of the same run. Both need
-the photos in ../shared/data; results go to benchmarks/results/quality_SET.json.
+features in 5 folds, every image mapped by a head that never saw it. The plain CAM is step 0 of the same run. A preset
+after the first also has its difference from the first, paired: over the same maps. Both need the photos in
+../shared/data; results go to benchmarks/results/quality_SET.json. With `--keep DIR` a stopped run goes on.
 """
 
 from __future__ import annotations
@@ -13,12 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from kept import Kept
 from torch import Tensor
 
 import advcam_fast as af
@@ -88,36 +90,53 @@ def _fit(features: Tensor, tags: Tensor, decay: float = 1e-3) -> tuple[Tensor, T
     return weight.detach(), bias.detach()
 
 
-def curves(models: list[af.CamModel], cases: list[Case], config: ClimbConfig) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(image and class, curve of the plain CAM, curve of the climbed map)."""
+def curves(models: list[af.CamModel], cases: list[Case], config: ClimbConfig, kept: Kept[Tensor]) -> Tensor:
+    """The curves of the plain CAM and of the climbed map, for every image and class: [N, 2, T]."""
     makers = [MapMaker(model, config) for model in models]
+    found = []
     for number, case in enumerate(cases):
-        image, truth = read_image(case.item.path), read_mask(case.item.mask)
-        result = makers[case.model].compute([image], [case.classes])[0]
-        for index, label in enumerate(case.classes):
-            foreground = 1 if len(models) == 1 else label + 1  # the horses' masks know one class only
-            cam = iou_curve(result.initial[index].float(), truth, foreground, THRESHOLDS)
-            climbed = iou_curve(result.full[index].float(), truth, foreground, THRESHOLDS)
-            yield f"{case.item.id}:{label}", cam, climbed
+        found.append(kept.get(case.item.id, partial(_both, makers[case.model], case, foregrounds(models, case))))
         print(f"\r{number + 1}/{len(cases)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
+    return torch.cat(found)
 
 
-def measure(models: list[af.CamModel], cases: list[Case], config: ClimbConfig) -> dict[str, Any]:
-    begin = time.monotonic()
-    found = list(curves(models, cases, config))
-    seconds = time.monotonic() - begin
-    both = torch.stack([torch.stack([cam, climbed]) for _, cam, climbed in found])  # [N, 2, T]
+def _both(maker: MapMaker[af.CamModel], case: Case, foregrounds: list[int]) -> Tensor:
+    """[L, 2, T] of an image's labels."""
+    image, truth = read_image(case.item.path), read_mask(case.item.mask)
+    result = maker.compute([image], [case.classes])[0]
+    found = [
+        torch.stack(
+            [iou_curve(maps[index].float(), truth, foreground, THRESHOLDS) for maps in (result.initial, result.full)]
+        )
+        for index, foreground in enumerate(foregrounds)
+    ]
+    return torch.stack(found)
+
+
+def foregrounds(models: list[af.CamModel], case: Case) -> list[int]:
+    """What the mask's pixels are of each of an image's classes; the horses' masks know one class only."""
+    return [1 if len(models) == 1 else label + 1 for label in case.classes]
+
+
+def measure(both: Tensor, config: ClimbConfig) -> dict[str, Any]:
+    """both: [N, 2, T], see `curves`."""
     samples = bootstrap_best(both)
     cam, climbed = (best_threshold(both[:, index], THRESHOLDS) for index in range(2))
     return {
         "config": config.as_dict(),
-        "items": len(found),
-        "seconds_per_image": seconds / len(cases),
+        "items": len(both),
         "cam": {"iou": cam.value, "threshold": cam.threshold, "interval": interval(samples[:, 0])},
         "advcam": {"iou": climbed.value, "threshold": climbed.threshold, "interval": interval(samples[:, 1])},
-        "gain": {"iou": climbed.value - cam.value, "interval": interval(samples[:, 1] - samples[:, 0])},
+        "gain": difference(both[:, 1], both[:, 0]),
     }
+
+
+def difference(ours: Tensor, theirs: Tensor) -> dict[str, Any]:
+    """Of the best mean of curves [N, T] of the same maps, each at its own threshold, with its paired interval."""
+    samples = bootstrap_best(torch.stack([ours, theirs], 1))
+    value = best_threshold(ours, THRESHOLDS).value - best_threshold(theirs, THRESHOLDS).value
+    return {"iou": value, "interval": interval(samples[:, 0] - samples[:, 1])}
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -125,7 +144,10 @@ def _line(row: dict[str, Any]) -> str:
     for name in ("cam", "advcam", "gain"):
         low, high = row[name]["interval"]
         texts.append(f"{name} {row[name]['iou']:.3f} [{low:.3f}, {high:.3f}]")
-    return ", ".join(texts) + f", {row['seconds_per_image']:.1f} s an image"
+    if "difference" in row:
+        low, high = row["difference"]["interval"]
+        texts.append(f"{row['difference']['iou']:+.4f} [{low:+.4f}, {high:+.4f}] from {row['difference']['from']}")
+    return ", ".join(texts)
 
 
 def load(name: str, items: str) -> tuple[list[af.CamModel], list[Case]]:
@@ -143,13 +165,21 @@ def main() -> None:
     parser.add_argument("--items", default="1-100000", help="FIRST-LAST[:STEP], counted from 1")
     parser.add_argument("--preset", action="append", required=True, help="NAME or 'NAME;KEY=VALUE;...'")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/quality_SET.json")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="go on from what this code left there")
     options = parser.parse_args()
     models, cases = load(options.set, options.items)
     out = options.out or RESULTS / f"quality_{options.set}.json"
     results = json.loads(out.read_text()) if out.exists() else {}
+    first: Tensor | None = None
     for text in options.preset:
         name, *settings = text.split(";")
-        row = measure(models, cases, ClimbConfig.preset(name).with_settings(settings))
+        config = ClimbConfig.preset(name).with_settings(settings)
+        both = curves(models, cases, config, Kept(options.keep, ["quality", options.set, config.as_dict()]))
+        row = measure(both, config)
+        if first is None:
+            first = both
+        else:
+            row["difference"] = {"from": options.preset[0], **difference(both[:, 1], first[:, 1])}
         results[f"{text} on {options.items}"] = row
         out.write_text(json.dumps(results, indent=1) + "\n")
         print(f"{text} on {options.set} {options.items}: {_line(row)}", flush=True)

@@ -72,11 +72,15 @@ def plain_climb(
 ) -> tuple[Tensor, Tensor]:
     """(sum of `steps` pair maps, the first of them) for the class labels[0]; as released, the last step climbs too."""
     image = pair
+    velocity = torch.zeros_like(pair)
     maps: list[Tensor] = []
     for _ in range(steps):
         step = plain_step(network, head, image, labels, maps[0] if maps else None, config)
         maps.append(step.pair_map)
         gradient = step.image_gradient
+        if config.momentum:
+            velocity = config.momentum * velocity + gradient / gradient.abs().sum()
+            gradient = velocity
         moved = image + config.step_size * gradient / (gradient.abs().max() + 1e-12)
         image = moved.clamp(image.min().item(), image.max().item())
         network.zero_grad()

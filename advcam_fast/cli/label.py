@@ -24,6 +24,7 @@ def label(
     out: Out,
     model: Annotated[str, typer.Option(help="efficientnet_lite0, resnet50, squeezenet1_1, ..., or any timm name.")],
     weights: Annotated[str | None, typer.Option(help="A safetensors or torch weights file.")] = None,
+    layer: Annotated[str | None, typer.Option(help="Look at this layer by Grad-CAM, for any head or a ViT.")] = None,
     labels: Annotated[str, typer.Option(help="given: the data's tags. predicted: the model chooses.")] = "given",
     top_k: Annotated[int | None, typer.Option(help="Predicted: at most so many classes an image.")] = None,
     min_score: Annotated[float | None, typer.Option(help="Predicted: classes of at least this probability.")] = None,
@@ -43,7 +44,7 @@ def label(
     rule = labelling.LabelRule(labels == "predicted", top_k, min_score)
     config = ClimbConfig.preset(preset).with_settings([*(set_ or []), *([f"dtype={dtype}"] if dtype else [])])
     dataset = open_dataset(data)
-    net = af.load_model(model, weights, device=labelling.device_of(device))
+    net = af.load_model(model, weights, device=labelling.device_of(device), target_layer=layer)
     matched = (
         {}
         if rule.predicted
@@ -54,6 +55,7 @@ def label(
         "model": {
             "name": model,
             "weights": weights or "",
+            "layer": layer or "",
             "classes": net.num_classes,
             "sha256": labelling.weights_digest(net.tensors()),
         },

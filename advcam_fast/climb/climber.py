@@ -44,6 +44,16 @@ class Head(NamedTuple):
     canvas: Canvas | None  # how the pairs lie, if they are of different sizes
 
 
+class Start(NamedTuple):
+    """Where pairs are after their first step."""
+
+    image: Tensor  # [P, members, 3, H, W]
+    velocity: Tensor | None  # like image; None: without momentum
+
+    def of(self, pairs: slice) -> Start:
+        return Start(self.image[pairs], None if self.velocity is None else self.velocity[pairs])
+
+
 class Executor(Protocol):
     """What runs the network."""
 
@@ -101,7 +111,7 @@ class Ascent(Generic[Model]):
             of = slice(at, at + max_pairs)
             part = canvas and canvas.of([pair // labels.shape[1] for pair in range(len(own))[of]])
             head = self._head(own[of], present[of], part)
-            summed, slopes = self._ascend(starts[of], clean[of], flat[of], head, steps, part)
+            summed, slopes = self._ascend(starts.of(of), clean[of], flat[of], head, steps, part)
             total.append(summed)
             steepest.append(slopes)
         slopes = torch.cat([first_slope, torch.cat(steepest).view(*labels.shape, steps - 2)], 2)
@@ -122,17 +132,16 @@ class Ascent(Generic[Model]):
 
     def _step_zero(
         self, image: Tensor, labels: Tensor, steps: int, canvas: Canvas | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Start, Tensor]:
         """One forward pass for all labels, then one backward pass and one step a label.
 
         Returns R0 [V, L, h, w], the clean maps that are accumulated (R0 itself unless the model says otherwise), the
-        images after the step [V * L, members, 3, H, W] and max|g| [V, L, 1]; of the last two nothing when there are no
-        steps to come.
+        V * L pairs after the step and max|g| [V, L, 1]; of the last two nothing when there are no steps to come.
         """
         seen = self._network_input(image)
         seen.requires_grad_(steps > 1)
         forward = self._forward(seen, steps > 1, canvas)
-        clean, gathered, starts, slopes = [], [], [], []
+        clean, gathered, starts, velocities, slopes = [], [], [], [], []
         for label in range(labels.shape[1]):
             head = self._head(labels[:, label], labels, canvas)
             look = self._look(forward, head, None)
@@ -142,18 +151,26 @@ class Ascent(Generic[Model]):
                 continue
             g = self._image_gradient(forward, seen, look, head, label + 1 < labels.shape[1])
             start = image.detach().clone(memory_format=torch.channels_last)
-            slopes.append(ops.climb_step(start, g, self.config.step_size, self.members))
-            starts.append(start.unflatten(0, (-1, self.members)))
+            velocity = torch.zeros_like(start) if self.config.momentum else None
+            slopes.append(self._step(start, g, velocity))
+            starts.append(self._by_pair(start))
+            if velocity is not None:
+                velocities.append(self._by_pair(velocity))
         maps, initial = torch.stack(clean, 1), torch.stack(gathered, 1)
         if steps == 1:
-            return maps, initial, image, maps.new_empty(*labels.shape, 0)
-        return maps, initial, torch.stack(starts, 1).flatten(0, 1), torch.stack(slopes, 1)[..., None]
+            return maps, initial, Start(self._by_pair(image), None), maps.new_empty(*labels.shape, 0)
+        velocity = torch.stack(velocities, 1).flatten(0, 1) if velocities else None
+        stepped = Start(torch.stack(starts, 1).flatten(0, 1), velocity)
+        return maps, initial, stepped, torch.stack(slopes, 1)[..., None]
 
     def _ascend(
-        self, start: Tensor, clean: Tensor, initial: Tensor, head: Any, steps: int, canvas: Canvas | None
+        self, start: Start, clean: Tensor, initial: Tensor, head: Any, steps: int, canvas: Canvas | None
     ) -> tuple[Tensor, Tensor]:
         """Maps 1 to steps - 1 of some pairs, added to the initial ones; the last map needs no backward pass."""
-        image = start.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        image = start.image.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        velocity = start.velocity
+        if velocity is not None:  # laid out like the image, or every step would copy it
+            velocity = velocity.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         seen = self._network_input(image)
         rounded = seen if self.network_dtype != self.acc else None  # else one memory with the image
         total = initial.clone()
@@ -169,13 +186,26 @@ class Ascent(Generic[Model]):
             forward, found = look(True)
             g = self._image_gradient(forward, seen, found, head, False)
             seen.requires_grad_(False)
-            return ops.climb_step(image, g, self.config.step_size, self.members, rounded)
+            return self._step(image, g, velocity, rounded)
 
         steepest = [climb()] if steps > 2 else []
         again = self.replay.recorded(climb, steps - 3)
         steepest += [again() for _ in range(steps - 3)]
         look(False)  # of the last image only the map is wanted
         return total, torch.stack(steepest, 1) if steepest else initial.new_empty(len(initial), 0)
+
+    def _step(self, image: Tensor, g: Tensor, velocity: Tensor | None, rounded: Tensor | None = None) -> Tensor:
+        """One step of the pairs along g, or along their velocity, which takes it up; max|g| [P]."""
+        if velocity is None:
+            return ops.climb_step(image, g, self.config.step_size, self.members, rounded)
+        by_pair = self._by_pair(g)
+        norm = torch.linalg.vector_norm(by_pair, 1, (1, 2, 3, 4), keepdim=True, dtype=self.acc)
+        velocity.mul_(self.config.momentum).add_((by_pair / (norm + 1e-12)).flatten(0, 1))
+        ops.climb_step(image, velocity, self.config.step_size, self.members, rounded)
+        return by_pair.abs().amax((1, 2, 3, 4)).to(self.acc)
+
+    def _by_pair(self, items: Tensor) -> Tensor:
+        return items.unflatten(0, (-1, self.members))
 
     def _head(self, own: Tensor, present: Tensor, canvas: Canvas | None) -> Any:
         """What the objective of pairs of the classes `own` [P] is made of; present: [P, L] all labels of each image."""

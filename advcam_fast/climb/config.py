@@ -27,22 +27,25 @@ class ClimbConfig:
 
     J = sum_n (y_c - sum_k y_k) - suppression * sum_p M |R - R0|, M = 1[R > mask_threshold * max R],
     x <- clamp(x + step_size * g / (max|g| + 1e-12), min x, max x), steps - 1 times; the map is the sum of `steps` CAMs
-    over all scales.
+    over all scales. With momentum mu, v <- mu v + g / |g|_1 takes the place of g, its norm over both members of a pair.
 
     steps: CAMs summed at each scale, >= 1 (1: the plain CAM). steps_at_scale: exceptions, scale -> steps, of which
     those for other scales are not used.
-    step_size: the paper's xi, > 0, in units of the normalised image. suppression: lambda, >= 0.
+    step_size: the paper's xi, > 0, in units of the normalised image. momentum: mu, 0 (the paper's) to 1.
+    suppression: lambda, >= 0.
     mask_threshold: tau, 0 to 1. scales: of the image's sides, > 0, at most 8. base_side: scale 1 has the area of
     a square of this side in pixels, so that the work does not grow with the photo; 0: scale 1 is the image itself.
     flip: climb the mirror image with it.
     score: y = mean over positions of relu(z) or of z. other_classes: which y_k are subtracted: all of the head, those
     present in the image, or none. dtype: what the network runs in (the image stays fp32, or fp64 in fp64 runs); mixed:
     forward in fp32, gradients in bf16.
-    Raises UsageError for a value out of range. Source: Lee et al., CVPR 2021, eq. 3-7, and the released code.
+    Raises UsageError for a value out of range. Source: Lee et al., CVPR 2021, eq. 3-7, and the released code; momentum:
+    Dong et al., CVPR 2018, eq. 6.
     """
 
     steps: int = 27
     step_size: float = 0.08
+    momentum: float = 0.0
     suppression: float = 7.0
     mask_threshold: float = 0.5
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
@@ -64,6 +67,7 @@ class ClimbConfig:
         counts = (self.steps, *self.steps_at_scale.values())
         check_option("steps", list(counts), all(whole(n) and n >= 1 for n in counts), "whole numbers >= 1")
         check_option("step_size", self.step_size, 0 < self.step_size < math.inf, "a number > 0")
+        check_option("momentum", self.momentum, 0 <= self.momentum <= 1, "a number from 0 to 1")
         check_option("suppression", self.suppression, 0 <= self.suppression < math.inf, "a number >= 0")
         check_option("mask_threshold", self.mask_threshold, 0 <= self.mask_threshold <= 1, "a number from 0 to 1")
         check_option(

@@ -112,6 +112,3 @@ class GradClimber(Ascent[GradCamModel]):
         """[P * members, h, w] -> [P, h, w]: the mirror image's turned back and added."""
         pair = self._by_pair(maps)
         return pair[:, 0] + pair[:, 1].flip(-1) if self.members == 2 else pair[:, 0]
-
-    def _by_pair(self, items: Tensor) -> Tensor:
-        return items.unflatten(0, (-1, self.members))

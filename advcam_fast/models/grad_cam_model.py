@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -214,7 +215,8 @@ def _check_network(network: nn.Module, layer: str) -> None:
     if layer not in names:
         near = difflib.get_close_matches(layer, names)
         hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise UsageError(f"the network has no layer {layer!r}; {hint}available_layers(network) lists all {len(names)}")
+        kinds = dict.fromkeys(re.sub(r"\d+", "#", name) for name in names)  # a network may have hundreds of layers
+        raise UsageError(f"the network has no layer {layer!r}; {hint}there are, # for a number: {', '.join(kinds)}")
     refuse_batch_statistics(network)
     if (bad := first_nonfinite(network.state_dict())) is not None:
         raise UsageError(f"{bad} holds NaN or infinite values; all weights must be finite")

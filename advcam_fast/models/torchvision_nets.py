@@ -1,4 +1,4 @@
-"""torchvision's CNNs whose head is one linear layer over averaged features, and variants of three of them."""
+"""torchvision's classifiers by the keys of their heads, and variants of three of them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,23 @@ import torchvision.models as tv
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
-from advcam_fast.models.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe, rebase_input
+from advcam_fast.errors import UsageError
+from advcam_fast.models.recipe import IMAGENET_MEAN, IMAGENET_STD, NOT_LINEAR, Recipe, rebase_input
 
-_HEADS = {  # network family: key of its head
+_HEADS = {  # network family: key of its head, one linear layer over averaged features
     r"(wide_)?resnet\d+(_2)?|resnext\d+_\w+|regnet_\w+|shufflenet_\w+|inception_v3": "fc",
     r"densenet\d+": "classifier",
     r"mobilenet_v2|mnasnet\w+|efficientnet_\w+|squeezenet1_[01]": "classifier.1",
 }
+_OTHER_HEADS = {  # of these the last layer
+    r"alexnet|vgg\d+(_bn)?": "classifier.6",
+    r"convnext_\w+": "classifier.2",
+    r"maxvit_t": "classifier.5",
+    r"mobilenet_v3_\w+": "classifier.3",
+    r"swin_\w+": "head",
+    r"vit_[bl]_\d+": "heads.head",
+}
+_ONE_SIZE = ("vit_", "maxvit_")
 _NOT_FEATURES = {"avgpool", "dropout", "fc", "classifier", "AuxLogits"}
 _CAFFE_MEAN = (122.679, 116.669, 104.006)  # red, green, blue of 0-255, no division
 
@@ -30,8 +40,8 @@ def imagenet_names() -> tuple[str, ...]:
 
 
 def names() -> list[str]:
-    variants = ["resnet50_stride16", "vgg16"]
-    return sorted(variants + [name for name in tv.list_models(module=tv) if _head(name)])
+    variants = {"resnet50_stride16", "vgg16"}
+    return sorted(variants | {name for name in tv.list_models(module=tv) if _head(name, _HEADS | _OTHER_HEADS)})
 
 
 def recipe(name: str) -> Recipe:
@@ -40,15 +50,17 @@ def recipe(name: str) -> Recipe:
         return _resnet50_stride16()
     if name == "vgg16":
         return _vgg16()
-    head = _head(name)
+    head = _head(name, _HEADS | _OTHER_HEADS)
     assert head is not None, name
     preprocessing = _library_weights(name).transforms()
     found = Recipe(
         head=head,
         build=partial(_build, name),
+        features=partial(_features, name),
         pretrained=partial(_download, name),
         mean=tuple(preprocessing.mean),
         std=tuple(preprocessing.std),
+        input_size=(*preprocessing.crop_size * 2,) if name.startswith(_ONE_SIZE) else None,
     )
     if name.startswith("squeezenet"):
         return replace(found, prediction_score="relu_mean", adapt=_adapt_squeezenet)
@@ -57,8 +69,8 @@ def recipe(name: str) -> Recipe:
     return found
 
 
-def _head(name: str) -> str | None:
-    return next((head for pattern, head in _HEADS.items() if re.fullmatch(pattern, name)), None)
+def _head(name: str, heads: Mapping[str, str]) -> str | None:
+    return next((head for pattern, head in heads.items() if re.fullmatch(pattern, name)), None)
 
 
 def _library_weights(name: str) -> tv.WeightsEnum:
@@ -71,13 +83,19 @@ def _download(name: str) -> Mapping[str, Tensor]:
     return weights
 
 
-def _build(name: str, num_classes: int) -> tuple[nn.Module, nn.Module]:
+def _build(name: str, num_classes: int) -> nn.Module:
     options = {"aux_logits": False, "init_weights": False} if name == "inception_v3" else {}
-    network = tv.get_model(name, weights=None, num_classes=num_classes, **options)
+    network: nn.Module = tv.get_model(name, weights=None, num_classes=num_classes, **options)
+    return network.eval()
+
+
+def _features(name: str, network: nn.Module) -> nn.Module:
+    if _head(name, _HEADS) is None:
+        raise UsageError(f"{name}: more than an average stands before its head; {NOT_LINEAR}")
     layers = OrderedDict((key, child) for key, child in network.named_children() if key not in _NOT_FEATURES)
     if name.startswith("densenet"):
         layers["relu"] = nn.ReLU()  # a function call in torchvision's forward
-    return network, nn.Sequential(layers)
+    return nn.Sequential(layers)
 
 
 def _without(prefixes: tuple[str, ...], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -114,6 +132,8 @@ def _resnet50_stride16() -> Recipe:
     return Recipe(
         head="classifier",
         build=_build_resnet50_stride16,
+        features=partial(_features, "resnet50"),
+        taken_apart=True,
         pretrained=partial(_download, "resnet50"),
         pretrained_head=False,
         default_classes=20,
@@ -122,15 +142,15 @@ def _resnet50_stride16() -> Recipe:
     )
 
 
-def _build_resnet50_stride16(num_classes: int) -> tuple[nn.Module, nn.Module]:
-    network, features = _build("resnet50", num_classes)
+def _build_resnet50_stride16(num_classes: int) -> nn.Module:
+    network = _build("resnet50", num_classes)
     block = network.get_submodule("layer4.0")
     for layer in (block.get_submodule("conv2"), block.get_submodule("downsample.0")):
         assert isinstance(layer, nn.Conv2d)
         layer.stride = (1, 1)
     del network.fc
     network.classifier = nn.Conv2d(2048, num_classes, 1, bias=False)
-    return network, features
+    return network
 
 
 def _adapt_released(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -147,12 +167,13 @@ def _vgg16() -> Recipe:
     return Recipe(
         head="classifier",
         build=_build_vgg16,
+        features=lambda network: network.get_submodule("features"),
+        taken_apart=True,
         pretrained=lambda: {key: value for key, value in _download("vgg16").items() if key.startswith("features.")},
         pretrained_head=False,
     )
 
 
-def _build_vgg16(num_classes: int) -> tuple[nn.Module, nn.Module]:
+def _build_vgg16(num_classes: int) -> nn.Module:
     layers = make_layers(cfgs["D"][:-1])
-    network = nn.Sequential(OrderedDict(features=layers, classifier=nn.Linear(512, num_classes)))
-    return network, layers
+    return nn.Sequential(OrderedDict(features=layers, classifier=nn.Linear(512, num_classes)))

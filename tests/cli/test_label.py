@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import CLASSES, Ended, arrays, manifest, map_files, save_list, save_photo
+from command_line import CLASSES, FAST, Ended, arrays, manifest, map_files, save_list, save_photo
 from PIL import Image
 
 import advcam_fast
+from advcam_fast.climb import ClimbConfig, compute_maps
+from advcam_fast.data import read_image
 from advcam_fast.models import load_model
 from advcam_fast.store import RunFolder
 
@@ -145,9 +147,41 @@ def test_stores_and_full_maps(label: Callable[..., Ended], tmp_path: Path, store
             assert np.abs(values - exact[key]).max() <= (0.5 / 255 + 1e-6 if store == "uint8" else 0)
 
 
+def test_a_layer_is_looked_at(label: Callable[..., Ended], network: Path, tmp_path: Path) -> None:
+    data = save_list(tmp_path / "photos", ROWS[:1])
+    ended = label(data, tmp_path / "run", "--layer", "features.7", "--full", "--store", "fp32", "--json")
+    assert ended.code == 0, ended.err
+    assert ended.json()["executor"] == "autograd Grad-CAM at features.7"
+    model = load_model("squeezenet1_1", network, target_layer="features.7")
+    config = ClimbConfig.preset("cam").with_settings(FAST[1::2])
+    wanted = compute_maps(model, [read_image(tmp_path / "photos" / "a.png")], [[0]], config)[0]
+    stored = arrays(tmp_path / "run" / "maps" / "a.npz")
+    assert wanted.full.max() > 0.9
+    assert np.allclose(stored["full"], wanted.full, atol=1e-5)
+    again = label(data, tmp_path / "run", "--layer", "features.6", "--full", "--store", "fp32")
+    assert again.code == 2 and '"features.7" -> "features.6"' in again.error
+
+
+def test_a_vision_transformer(label: Callable[..., Ended], tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    save_photo(tmp_path / "photos" / "a.png", 0)
+    given = ("--model", "timm/vit_tiny_patch16_224", "--weights", "none", "--labels", "predicted")
+    data = f"folder:{tmp_path / 'photos'}"
+    ended = label(data, tmp_path / "run", *given, "--layer", "blocks.11.norm1")
+    assert ended.code == 0, ended.err
+    assert arrays(tmp_path / "run" / "maps" / "a.npz")["initial"].shape == (1, 33, 40)
+    wrong = label(data, tmp_path / "wrong", *given, "--layer", "blocks.12.norm1")
+    assert wrong.code == 2
+    assert "no layer 'blocks.12.norm1'; did you mean" in wrong.error and "blocks.#.attn.qkv" in wrong.error
+    assert not (tmp_path / "wrong").exists()
+    without = label(data, tmp_path / "wrong", *given)
+    assert without.code == 2 and "or a target layer (--layer)" in without.error
+
+
 def repeated(settings: dict, class_map: Path) -> list[object]:
     """The command line that a run.toml stands for."""
     climb = dict(settings["climb"])
+    assert settings["model"]["layer"] == ""
     options: list[object] = ["--data", settings["data"], "--model", settings["model"]["name"]]
     options += ["--weights", settings["model"]["weights"], "--labels", settings["labels"]["from"]]
     options += [

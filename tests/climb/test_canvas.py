@@ -49,6 +49,7 @@ def assert_same(model, config, limit=1e-10):
         {},
         dict(score="mean"),
         dict(flip=False),
+        dict(momentum=0.9),
         dict(other_classes="present"),
         dict(other_classes="none", score="mean", suppression=0.0),
         dict(steps=1, steps_at_scale={}),

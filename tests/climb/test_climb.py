@@ -99,6 +99,7 @@ def test_single_step_in_fp32(resnet, size, label, start, scale):
         dict(steps=2, steps_at_scale={0.5: 1}),
         dict(scales=(1.0,), steps_at_scale={}),
         dict(base_side=20),
+        dict(momentum=0.9),
     ],
     ids=str,
 )

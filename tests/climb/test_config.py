@@ -52,6 +52,8 @@ def test_settings_from_text():
         ("step_size=-1", "step_size: -1.0 came"),
         ("step_size=NaN", "step_size: nan came"),
         ("step_size=inf", "step_size: inf came"),
+        ("momentum=1.5", "momentum: 1.5 came, wanted is a number from 0 to 1"),
+        ("momentum=-0.1", "momentum: -0.1 came"),
         ("suppression=lots", "no value for suppression"),
         ("scales=", "no value for scales"),
         ("scales=1,1", "each scale once"),

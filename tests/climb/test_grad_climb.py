@@ -104,6 +104,7 @@ def one_by_one(case, image, labels, config, accumulate=None):
     mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (MEAN, STD))
     x = ((image.double() / 255 - mean) / std)[None]
     x = torch.cat([x, x.flip(-1)])
+    v = torch.zeros_like(x)
     label, *others = labels
     subtracted = {"all": [k for k in range(5) if k != label], "present": others, "none": []}[config.other_classes]
     first = None
@@ -132,6 +133,8 @@ def one_by_one(case, image, labels, config, accumulate=None):
         objective = objective - config.suppression * (r - first).abs()[mask].sum()
         (g,) = torch.autograd.grad(objective, x)
         slopes.append(g.abs().max())
+        v = config.momentum * v + g / g.abs().sum()
+        g = v if config.momentum else g
         x = x.detach()
         x = (x + config.step_size * g / (g.abs().max() + 1e-12)).clamp(x.min().item(), x.max().item())
     return torch.stack(maps).sum(0), maps[0], torch.stack(slopes)
@@ -167,6 +170,7 @@ def test_whole_climbs_equal_the_loop_whatever_the_batch(make, max_pairs):
         dict(other_classes="none", suppression=0.0),
         dict(mask_threshold=0.2, suppression=200.0),
         dict(step_size=0.3),
+        dict(momentum=0.5),
         dict(steps=2),
     ],
     ids=str,

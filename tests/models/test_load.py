@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from advcam_fast.errors import UsageError
-from advcam_fast.models import CamModel, available_models, load_model, recipe
+from advcam_fast.models import CamModel, GradCamModel, available_models, load_model, recipe, torchvision_nets
 
 SMALL = "resnet18"
 
@@ -310,12 +310,60 @@ def test_unknown_names_are_answered_with_close_ones(name: str, hint: str) -> Non
         ("timm/convnext_atto", "something stands between its averaged features and its head"),
         ("timm/vit_tiny_patch16_224", r"its features are \[1, 197, 192\]"),
         ("timm/mobilenetv3_small_050", "its head takes 1024"),
+        ("mobilenet_v3_small", "more than an average stands before its head"),
     ],
 )
 def test_nonlinear_heads_are_refused(name: str, reason: str) -> None:
     pytest.importorskip("timm")
-    with pytest.raises(UsageError, match=rf"{reason}.*; wanted a CNN whose head is one linear layer"):
+    with pytest.raises(
+        UsageError, match=rf"{reason}.*; wanted a head of one linear layer over averaged features, or a target layer"
+    ):
         load_model(name, "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "input_size"),
+    [
+        ("resnet18", "layer4", None),
+        ("mobilenet_v3_small", "features.12", None),
+        ("timm/vit_tiny_patch16_224", "blocks.11.norm1", (224, 224)),
+    ],
+)
+def test_with_a_target_layer_any_network_predicts_as_its_library_does(
+    name: str, layer: str, input_size: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    library = pytest.importorskip("timm").create_model if "/" in name else torchvision.models.get_model
+    torch.manual_seed(0)
+    network = library(name.removeprefix("timm/"), num_classes=5).eval()
+    model = load_model(name, save(tmp_path / "weights.pth", network.state_dict()), target_layer=layer)
+    assert isinstance(model, GradCamModel)
+    assert (model.target_layer, model.features.input_size, model.num_classes) == (layer, input_size, 5)
+    images = torch.randint(0, 256, (2, 3, *(input_size or (64, 80))), dtype=torch.uint8)
+    close(model.predict(images).log(), network(model.normalise(images)).detach().log_softmax(1))
+
+
+@pytest.mark.parametrize("name", ["resnet50_stride16", "vgg16"])
+def test_a_network_that_is_never_whole_has_no_target_layer(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"{name}: a target layer came"):
+        load_model(name, "none", num_classes=2, target_layer="layer4")
+
+
+def test_a_wrong_target_layer_is_answered_with_those_there_are() -> None:
+    message = r"no layer 'layer5'; did you mean layer4.*there are, # for a .*: conv#, bn#, .*layer#\.#\.conv#.*, fc$"
+    with pytest.raises(UsageError, match=message):
+        load_model(SMALL, "none", target_layer="layer5")
+
+
+NONLINEAR = ("alexnet", "vgg19", "convnext_tiny", "maxvit_t", "mobilenet_v3_large", "swin_v2_t", "swin_t", "vit_b_16")
+
+
+@pytest.mark.parametrize("name", NONLINEAR)
+def test_the_head_is_where_torchvision_has_it(name: str) -> None:
+    assert name in available_models()
+    found = torchvision_nets.recipe(name)
+    with torch.device("meta"):
+        head = found.build(7).get_submodule(found.head)
+    assert isinstance(head, nn.Linear) and head.out_features == 7
 
 
 def test_available_models_are_recipes() -> None:
