@@ -12,23 +12,22 @@ from typing import Annotated, Any
 import typer
 
 import advcam_fast as af
-from advcam_fast.cli.app import Json, Retry, Set, app
+from advcam_fast.cli.app import Data, Json, Retry, Run, Set, app
 from advcam_fast.cli.console import report, with_progress
-from advcam_fast.data import open_dataset
-from advcam_fast.errors import UsageError
 from advcam_fast.pipelines import refine as refining
+from advcam_fast.pipelines.source import images_of
 from advcam_fast.refine import REFINE_PRESETS, RefineConfig
 from advcam_fast.store import MaskFolder, RunFolder
 
 
 @app.command(epilog="Example: advcam-fast refine --run run --preset color-walk")
 def refine(
-    run: Annotated[Path, typer.Option(help="The run folder of `label`.")],
+    run: Run,
     preset: Annotated[str, typer.Option(help=f"{', '.join(REFINE_PRESETS)}.")] = "color-walk",
     walk: Annotated[str | None, typer.Option(help="color: by the image's own colours. none.")] = None,
     crf: Annotated[bool | None, typer.Option("--crf/--no-crf", help="With a dense CRF at the end, or without.")] = None,
     set_: Set = None,
-    data: Annotated[str | None, typer.Option(help="Where the images are; by default where `label` found them.")] = None,
+    data: Data = None,
     out: Annotated[Path | None, typer.Option(help="The folder of masks; by default RUN/masks.")] = None,
     retry_failed: Retry = False,
     as_json: Json = False,
@@ -39,13 +38,8 @@ def refine(
     if crf is not None and crf != (config.crf != "none"):
         config = replace(config, crf="hard" if crf else "none")
     source = RunFolder.read(run)
-    spec = data or str(source.settings.get("data", ""))
-    if not spec or spec == "demo":
-        raise UsageError(
-            f"{run}: it does not say where its images are: add --data csv:FILE, folder:DIR or voc:DIR#split"
-        )
-    dataset, where = open_dataset(spec), out or run / "masks"
-    facts = {"preset": preset, "data": spec}
+    dataset, where = images_of(source, data), out or run / "masks"
+    facts = {"preset": preset, "data": dataset.spec}
     with open_masks(source, where, config, retry_failed=retry_failed, info=facts) as (masks, classes):
 
         def work(advance: Any) -> None:

@@ -1,0 +1,140 @@
+"""Exports that cannot be, or not of everything: one line each, and nothing half-done left behind."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from exporting import export
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from sample_run import IMAGES, SampleRun, make_run
+
+from advcam_fast.errors import UsageError
+from advcam_fast.export import FORMATS
+from advcam_fast.export.voc import map_label
+from advcam_fast.pipelines.export import export_name, parse_formats
+from advcam_fast.pipelines.refine import run_digest
+from advcam_fast.store import MaskFolder, RunFolder
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> SampleRun:
+    return make_run(tmp_path, IMAGES[:2])
+
+
+def test_an_export_that_is_there_is_refused(small: SampleRun, tmp_path: Path) -> None:
+    assert export(small, tmp_path / "out", "voc") == []
+    with pytest.raises(UsageError, match="out/voc is there and not empty"):
+        export(small, tmp_path / "out", "coco", "voc")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["voc"]
+    assert export(small, tmp_path / "out", "coco") == []
+
+
+def test_what_stops_leaves_nothing(small: SampleRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(28, "No space left on device", "x")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FORMATS["coco"], "close", broken)
+        with pytest.raises(OSError, match="No space left"):
+            export(small, tmp_path / "out", "voc", "coco")
+    assert list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "out" / ".voc.tmp" / "left").mkdir(parents=True)  # of one that was killed
+    assert export(small, tmp_path / "out", "voc") == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["voc"]
+
+
+def test_items_that_cannot_be_are_told_and_the_rest_is_written(tmp_path: Path) -> None:
+    sample = make_run(tmp_path, IMAGES[:5])
+    photos = tmp_path / "photos"
+    (photos / "a.jpg").write_bytes(b"no image")
+    Image.new("RGB", (60, 60)).save(photos / "b" / "c d.png")
+    (sample.path / "masks" / "turned.png").unlink()
+    reasons = export(sample, tmp_path / "out", *FORMATS)
+    assert [reason.split(": ")[0] for reason in reasons] == ["a", "b/c d", "turned"]
+    assert "not a JPEG" in reasons[0]
+    assert "this one is 60 x 60" in reasons[1]
+    assert "no mask yet" in reasons[2]
+    coco = COCO(tmp_path / "out" / "coco" / "annotations" / "instances_rle.json")
+    assert [image["item_id"] for image in coco.loadImgs(coco.getImgIds())] == ["empty", "odd"]
+    assert len(list((tmp_path / "out" / "voc" / "SegmentationClass").iterdir())) == 2
+
+
+def test_masks_are_asked_for_where_they_are_needed(small: SampleRun, tmp_path: Path) -> None:
+    masks = small.path / "masks"
+    masks.rename(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=r"masks: no masks, which voc,yolo needs: run refine first"):
+        export(small, tmp_path / "out", "voc", "released", "yolo")
+    assert export(small, tmp_path / "out", "released") == []
+
+
+def test_masks_of_other_maps_are_refused(small: SampleRun, tmp_path: Path) -> None:
+    with RunFolder.open(small.path, RunFolder.read(small.path).settings) as run:
+        run.fail("late", "an image more")
+    with pytest.raises(UsageError, match="run refine again"):
+        export(small, tmp_path / "out", "voc")
+
+
+def test_stored_instances_are_taken(small: SampleRun, tmp_path: Path) -> None:
+    mask = np.zeros(small.masks["a"].shape, np.uint8, order="F")
+    mask[3:9, 5:20] = 1
+    runs = coco_mask.encode(mask)
+    row = {"image_id": "a", "category_id": 2, "score": 0.25, "bbox": [5, 3, 15, 6]}
+    row["segmentation"] = {"size": runs["size"], "counts": runs["counts"].decode()}
+    (small.path / "instances.json").write_text(json.dumps([row]))
+    assert export(small, tmp_path / "out", "coco") == []
+    coco = COCO(tmp_path / "out" / "coco" / "annotations" / "instances_polygons.json")
+    (found,) = coco.loadAnns(coco.getAnnIds())
+    assert (found["category_id"], found["score"], found["bbox"]) == (2, 0.25, [5, 3, 15, 6])
+    assert (coco.annToMask(found) == mask).all()
+    (small.path / "instances.json").write_text(json.dumps([row | {"category_id": 9}]))
+    assert "category" in export(small, tmp_path / "second", "coco")[0]
+    (small.path / "instances.json").write_text("{")
+    with pytest.raises(UsageError, match=r"instances\.json: no list of COCO results"):
+        export(small, tmp_path / "third", "coco")
+
+
+def test_a_thousand_classes(tmp_path: Path) -> None:
+    names = [f"class {number} <b>" for number in range(1000)]
+    images = [(f"{number}.png", names[4 * number : 4 * number + 4], (16, 12)) for number in range(250)]
+    sample = make_run(tmp_path, images[:60])
+    with MaskFolder.open(tmp_path / "all", {"classes": names, "maps": run_digest(RunFolder.read(sample.path))}) as all_:
+        all_.finish("0", torch.full((12, 16), 4, dtype=torch.uint8), labels=names[:4])
+    (sample.path / "masks").rename(tmp_path / "some")
+    (tmp_path / "all").rename(sample.path / "masks")
+    reasons = export(sample, tmp_path / "out", *FORMATS)
+    assert len(reasons) == 59
+    coco = COCO(tmp_path / "out" / "coco" / "annotations" / "instances_rle.json")
+    assert coco.getCatIds() == list(range(1, 1001))
+
+
+def test_copies_where_they_are_wanted(small: SampleRun, tmp_path: Path) -> None:
+    export(small, tmp_path / "out", "coco", copy_images=True)
+    file = tmp_path / "out" / "coco" / "images" / "a.jpg"
+    assert not file.is_symlink() and file.read_bytes() == (tmp_path / "photos" / "a.jpg").read_bytes()
+
+
+def test_format_names() -> None:
+    assert parse_formats("voc, coco,voc") == ["voc", "coco"]
+    for text in ("", ",", "voc,kitti"):
+        with pytest.raises(UsageError, match="wanted is one or several of voc,coco,yolo"):
+            parse_formats(text)
+
+
+def test_names_of_files_are_plain_and_different() -> None:
+    ids = ["a", "a b", "b/c", "ä🐈", "x%20y", "x y", "..", "a/../b", ".hidden", 'q"', "n\n", "~", "", "a//b", "é" * 150]
+    names = [export_name(one) for one in ids]
+    assert names[:4] == ids[:4]
+    assert len(set(names)) == len(ids)
+    for name in names:
+        assert all(part and not part.startswith(".") and len(part.encode()) <= 255 for part in name.split("/"))
+
+
+def test_map_labels_hold_no_colon_and_stay_different() -> None:
+    names = ["a:b", "a%3Ab", "#a", "%23a", "background", "%62ackground", "x\ny"]
+    safe = [map_label(name) for name in names]
+    assert len(set(safe)) == len(names)
+    assert not any(set(name) & set(":\n") or name.startswith("#") for name in safe)
