@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from advcam_fast.cli.app import Data, Json, Run, app
+from advcam_fast.cli.app import Data, Json, Masks, Run, app
 from advcam_fast.cli.console import report, say, with_bar
 from advcam_fast.export import FORMATS
 from advcam_fast.pipelines import export as exporting
@@ -20,7 +20,7 @@ def export(
     run: Run,
     to: Annotated[str, typer.Option(help=f"One or several of {','.join(FORMATS)}.")],
     out: Annotated[Path, typer.Option(help="Gets one folder a format.")],
-    masks: Annotated[Path | None, typer.Option(help="The folder of masks; by default RUN/masks.")] = None,
+    masks: Masks = None,
     data: Data = None,
     copy_images: Annotated[bool, typer.Option("--copy-images", help="Copy images where links would do.")] = False,
     as_json: Json = False,
