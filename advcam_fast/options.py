@@ -30,6 +30,15 @@ def preset_of(presets: Mapping[str, T], name: str) -> T:
     return presets[name]
 
 
+def parsed_like(value: Any, text: str) -> Any:
+    """A text as a value of the type of another: true or false, a number, numbers with commas, or itself."""
+    if isinstance(value, bool):
+        return {"true": True, "false": False}[text.lower()]
+    if isinstance(value, tuple):
+        return tuple(float(number) for number in text.split(","))
+    return type(value)(text)
+
+
 def changes_of(config: Any, settings: Iterable[str], parse: Callable[[str, str], Any]) -> dict[str, Any]:
     """Texts such as "steps=10" as fields of a dataclass; `parse` makes a field's value and may raise ValueError."""
     changes: dict[str, Any] = {}

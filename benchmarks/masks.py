@@ -3,7 +3,10 @@
 advcam-fast label --data csv:../shared/data/horses/labels.csv --model efficientnet_lite0 --preset fast --out run
 python benchmarks/masks.py run --items 1-100 --preset "color-walk;sigma=10" --preset crf
 python benchmarks/masks.py run --items 101-200 --preset color-walk --fixed
+python benchmarks/masks.py run --items 101-200 --preset irn --walk affinity/weights.safetensors
+python benchmarks/masks.py coco --make-coco --preset color-walk --fixed
 
+--make-coco makes the run first: the 100 COCO photos, each by a head of quality.py that never saw it, preset `fast`.
 Without --fixed the best of all background scores is taken, for the maps alone too; with it each preset has its own, and
 the maps alone still their best. Results go to benchmarks/results/masks_NAME.json, NAME being the run folder's.
 """
@@ -19,12 +22,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import quality
 import torch
 from torch import Tensor
 
+from advcam_fast.climb import ClimbConfig, MapMaker
 from advcam_fast.data import open_dataset, read_image, read_mask
 from advcam_fast.data.dataset import Item
 from advcam_fast.metrics.foreground_iou import bootstrap_best, interval, iou_curve
+from advcam_fast.models import AffinityNet, load_affinity_net
 from advcam_fast.refine import RefineConfig, mask_of, refined_maps
 from advcam_fast.store import RunFolder
 
@@ -42,10 +48,29 @@ class Case(NamedTuple):
     values: list[int]
 
 
-def curves(run: RunFolder, case: Case, config: RefineConfig, backgrounds: Tensor) -> list[Tensor]:
+def make_coco(folder: Path) -> None:
+    """The maps of quality.py's COCO photos as a run folder."""
+    models, cases = quality.load("coco", "1-100")
+    config = ClimbConfig.preset("fast")
+    makers = [MapMaker(model, config) for model in models]
+    settings = {"data": f"csv:{quality.DATA / 'coco_train' / 'labels.csv'}", "climb": config.as_dict()}
+    with RunFolder.open(folder, settings) as run:
+        for case in cases:
+            if case.item.id in run.done_ids():
+                continue
+            found = makers[case.model].compute([read_image(case.item.path)], [case.classes])[0]
+            arrays = {"classes": found.classes, "strided": found.strided, "initial": found.initial}
+            names = models[case.model].class_names or ()
+            run.finish(case.item.id, arrays, labels=[names[index] for index in found.classes.tolist()])
+
+
+def curves(
+    run: RunFolder, case: Case, config: RefineConfig, backgrounds: Tensor, net: AffinityNet | None = None
+) -> list[Tensor]:
     """IoU of every class of an image at every background score, [T] each."""
     image, truth = read_image(case.item.path), read_mask(case.item.mask)
-    scores = refined_maps(run.read_maps(case.item.id)["strided"], image, config)
+    boundary = net.predict(image)[0] if net is not None and config.walk == "boundary" else None
+    scores = refined_maps(run.read_maps(case.item.id)["strided"], image, config, boundary)
     if config.crf == "none" and len(scores) == 1:
         return [iou_curve(scores[0].double(), truth, case.values[0], backgrounds)]
     masks = [mask_of(scores, image, replace(config, background=score)) for score in backgrounds.tolist()]
@@ -56,13 +81,15 @@ def curves(run: RunFolder, case: Case, config: RefineConfig, backgrounds: Tensor
     ]
 
 
-def measure(run: RunFolder, cases: Sequence[Case], config: RefineConfig, fixed: bool) -> dict[str, Any]:
+def measure(
+    run: RunFolder, cases: Sequence[Case], config: RefineConfig, fixed: bool, net: AffinityNet | None
+) -> dict[str, Any]:
     """The refined masks beside the maps alone, on the same images."""
     backgrounds = torch.tensor([config.background], dtype=torch.float64) if fixed else BACKGROUNDS
     ours, alone, seconds = [], [], 0.0
     for number, case in enumerate(cases):
         begin = time.monotonic()
-        ours += curves(run, case, config, backgrounds)
+        ours += curves(run, case, config, backgrounds, net)
         seconds += time.monotonic() - begin
         alone += curves(run, case, ALONE, BACKGROUNDS)
         print(f"\r{number + 1}/{len(cases)}", end="", file=sys.stderr, flush=True)
@@ -90,7 +117,12 @@ def main() -> None:
     parser.add_argument("--items", default="1-100000", help="FIRST-LAST[:STEP], counted from 1")
     parser.add_argument("--preset", action="append", required=True, help="NAME or 'NAME;KEY=VALUE;...'")
     parser.add_argument("--fixed", action="store_true", help="at the preset's own background score")
+    parser.add_argument("--walk", type=Path, help="weights of an affinity net, for presets that walk by its boundary")
+    parser.add_argument("--make-coco", action="store_true", help="make the run, of COCO photos, first")
     options = parser.parse_args()
+    if options.make_coco:
+        make_coco(options.run)
+    net = load_affinity_net(options.walk) if options.walk else None
     run = RunFolder.read(options.run)
     dataset = open_dataset(str(run.settings["data"]))
     classes = dataset.class_names or ()
@@ -105,7 +137,7 @@ def main() -> None:
     results = json.loads(out.read_text()) if out.exists() else {}
     for text in options.preset:
         name, *settings = text.split(";")
-        row = measure(run, cases, RefineConfig.preset(name).with_settings(settings), options.fixed)
+        row = measure(run, cases, RefineConfig.preset(name).with_settings(settings), options.fixed, net)
         results[f"{text} on {options.items}{', fixed' if options.fixed else ''}"] = row
         out.write_text(json.dumps(results, indent=1) + "\n")
         parts = [name + " {iou:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]".format(**row[name]) for name in PARTS]

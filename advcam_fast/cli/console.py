@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from advcam_fast.pipelines import label as labelling
 from advcam_fast.store import ItemFolder
+from advcam_fast.train import TrainingStep
 
 
 def plain_console(stderr: bool) -> Console:
@@ -85,23 +86,35 @@ def with_bar(doing: str, total: int, work: Callable[[Any], None], as_json: bool)
 
 @contextmanager
 def _bar(doing: str, total: int, done: int, hidden: bool) -> Iterator[Any]:
-    columns = (
-        TextColumn(doing),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
     begin = time.monotonic()
-    with Progress(*columns, console=console, disable=hidden) as progress:
-        task = progress.add_task(doing, total=total, completed=done, rate="")
+    with _progress(hidden) as progress:
+        task = progress.add_task(doing, total=total, completed=done, note="")
 
         def advance(now: labelling.Progress) -> None:
             rate = (now.done - done) / max(time.monotonic() - begin, 1e-9)
-            progress.update(task, completed=now.done, rate=f"{rate:.2f} images/s")
+            progress.update(task, completed=now.done, note=f"{rate:.2f} images/s")
 
         yield advance
+
+
+@contextmanager
+def training_bar(hidden: bool) -> Iterator[Callable[[TrainingStep], None]]:
+    """A progress bar over the steps of a training, with its loss."""
+    with _progress(hidden) as progress:
+        task = progress.add_task("training", total=None, note="")
+        yield lambda now: progress.update(task, total=now.total, completed=now.done, note=f"loss {now.loss:.4f}")
+
+
+def _progress(hidden: bool) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, disable=hidden)
 
 
 def report(summary: dict[str, Any], out: Path, as_json: bool, made: str = "maps", resumes: bool = True) -> None:
@@ -119,6 +132,10 @@ def report(summary: dict[str, Any], out: Path, as_json: bool, made: str = "maps"
             f"{summary['done_now']} done now in {summary['seconds']:.1f} s "
             f"({summary['images_per_second']:.2f} images/s{executor})"
         )
+        if "coco" in summary:
+            say(f"{summary['instances']} instances in {summary['coco']}")
+        if "weights" in summary:
+            say(f"trained on {summary['trained_on']} images; weights: {summary['weights']}")
         if "picture" in summary:
             say(f"look at {summary['picture']}")
         if summary["interrupted"]:

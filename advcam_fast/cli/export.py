@@ -9,9 +9,10 @@ import typer
 
 from advcam_fast.cli.app import Data, Json, Masks, Run, app
 from advcam_fast.cli.console import report, say, with_bar
+from advcam_fast.cli.refine import images_of
+from advcam_fast.data import open_dataset
 from advcam_fast.export import FORMATS
 from advcam_fast.pipelines import export as exporting
-from advcam_fast.pipelines.source import images_of
 from advcam_fast.store import RunFolder
 
 
@@ -29,7 +30,7 @@ def export(
     formats = exporting.parse_formats(to)
     folder = RunFolder.read(run)
     source = exporting.ExportSource.read(folder, masks or run / "masks", formats)
-    dataset = images_of(folder, data)
+    dataset = open_dataset(images_of(folder, data))
 
     def work(advance: Any) -> None:
         exporting.export_run(source, dataset, formats, out, copy_images=copy_images, report=advance)

@@ -55,7 +55,7 @@ def label(
             "name": model,
             "weights": weights or "",
             "classes": net.num_classes,
-            "sha256": labelling.weights_digest(net),
+            "sha256": labelling.weights_digest(net.tensors()),
         },
         "labels": {"from": labels, "top_k": top_k or 0, "min_score": -1.0 if min_score is None else min_score},
         "class_map": {name: matched[name] for name in sorted(matched)},

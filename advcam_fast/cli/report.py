@@ -10,8 +10,9 @@ import typer
 from advcam_fast.cli.app import Data, Json, Masks, Run, app
 from advcam_fast.cli.console import report as tell
 from advcam_fast.cli.console import with_bar
+from advcam_fast.cli.refine import images_of
+from advcam_fast.data import open_dataset
 from advcam_fast.pipelines import report as reporting
-from advcam_fast.pipelines.source import images_of
 from advcam_fast.store import MaskFolder, RunFolder
 
 
@@ -27,7 +28,7 @@ def report(
     folder = RunFolder.read(run)
     place = masks or run / "masks"
     there = MaskFolder.read(place) if masks or (place / "run.toml").is_file() else None
-    dataset = images_of(folder, data)
+    dataset = open_dataset(images_of(folder, data))
     where = out or run / "report"
 
     def work(advance: Any) -> None:

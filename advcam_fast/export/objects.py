@@ -83,25 +83,25 @@ def components(
     return tuple(found)
 
 
-def stored_instances(rows: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> tuple[MaskObject, ...]:
-    """Objects of COCO results: category_id from 1, segmentation as run lengths of the image's size, score.
+def stored_instances(
+    rows: Sequence[Mapping[str, Any]], classes: Sequence[str], size: tuple[int, int]
+) -> tuple[MaskObject, ...]:
+    """Objects of refine's instances: label, score, and segmentation in COCO's run lengths, of images [H, W] = size.
 
-    Raises ValueError for rows that are no such results.
+    Raises ValueError for rows that are no such instances.
     """
     found = []
     for row in rows:
         try:
-            category, score, runs = int(row["category_id"]) - 1, float(row["score"]), row["segmentation"]
+            category, score, runs = classes.index(row["label"]), float(row["score"]), row["segmentation"]
             whole = coco_mask.decode({"size": runs["size"], "counts": runs["counts"].encode("ascii")}).astype(bool)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError("an instance without category_id, score or run lengths") from error
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError("an instance without a known label, score or run lengths") from error
         if whole.shape != size:
-            raise ValueError(
-                f"an instance of {whole.shape[1]} x {whole.shape[0]} for an image of {size[1]} x {size[0]}"
-            )
-        if not whole.any():
-            continue
-        down, across = np.flatnonzero(whole.any(1)), np.flatnonzero(whole.any(0))
-        pixels = whole[down[0] : down[-1] + 1, across[0] : across[-1] + 1]
-        found.append(MaskObject(category, int(across[0]), int(down[0]), pixels, size, score))
+            wanted = f"{size[1]} x {size[0]}"
+            raise ValueError(f"an instance of {whole.shape[1]} x {whole.shape[0]} for an image of {wanted}")
+        if whole.any():
+            down, across = np.flatnonzero(whole.any(1)), np.flatnonzero(whole.any(0))
+            pixels = whole[down[0] : down[-1] + 1, across[0] : across[-1] + 1]
+            found.append(MaskObject(category, int(across[0]), int(down[0]), pixels, size, score))
     return tuple(found)

@@ -1,11 +1,13 @@
-"""Classifiers: any features with a linear head, networks by name, and their frozen executors."""
+"""Networks: classifiers of any features with a linear head, by name, their frozen executors, and the affinity net."""
 
+from advcam_fast.models.affinity_net import AffinityNet, load_affinity_net, new_affinity_net
 from advcam_fast.models.cam_model import CamModel, Classifier
 from advcam_fast.models.frozen import FrozenFeatures, freeze
 from advcam_fast.models.grad_cam_model import GradCamModel, available_layers
 from advcam_fast.models.load import available_models, load_model
 
 __all__ = [
+    "AffinityNet",
     "CamModel",
     "Classifier",
     "FrozenFeatures",
@@ -13,5 +15,7 @@ __all__ = [
     "available_layers",
     "available_models",
     "freeze",
+    "load_affinity_net",
     "load_model",
+    "new_affinity_net",
 ]

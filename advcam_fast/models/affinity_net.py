@@ -15,7 +15,9 @@ from advcam_fast.errors import UsageError
 from advcam_fast.models.checkpoint import Checkpoint, read_checkpoint
 from advcam_fast.models.load import load_model
 from advcam_fast.models.recipe import IMAGENET_MEAN, IMAGENET_STD, fill
+from advcam_fast.models.stages import five_stages
 
+_BACKBONE = "resnet50_stride16"
 _STRIDE = 4  # of what comes out
 _CANVAS = 512  # the side that the released code pads images to: GroupNorm's averages depend on it
 
@@ -34,6 +36,7 @@ class AffinityNet(nn.Module):
         stages: five modules, each on the output of the one before, the first on normalised images [B, 3, H, W].
         channels: of each stage. strides: of each, from the image: 4, 4, then multiples of 4 that never fall.
         mean, std: of the images, red, green and blue in [0, 1].
+        backbone: the model's name that the stages are of, for the file of its weights; empty for others.
 
     The stages stay frozen and in eval mode, whatever `train` or `requires_grad_` say of the net.
     Raises UsageError where the stages are not five of such strides.
@@ -47,8 +50,10 @@ class AffinityNet(nn.Module):
         strides: Sequence[int] = (4, 4, 8, 16, 16),
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        backbone: str = "",
     ) -> None:
         super().__init__()
+        self.backbone = backbone
         ups = _ups(stages, channels, strides)
         self.mean, self.std = tuple(mean), tuple(std)
         self.stage1, self.stage2, self.stage3, self.stage4, self.stage5 = stages
@@ -165,18 +170,18 @@ def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float], dtyp
     return (images.to(dtype) / 255 - shift) / scale
 
 
-def new_affinity_net(weights: str | Path | None = None) -> AffinityNet:
-    """Random heads on the stages of a ResNet-50 whose layer4 has stride 1, as IRN trains them.
+def new_affinity_net(weights: str | Path | None = None, backbone: str = _BACKBONE) -> AffinityNet:
+    """Random heads on the stages of a backbone; IRN trains them on a ResNet-50 whose layer4 has stride 1.
 
-    weights: of the ResNet, as for load_model("resnet50_stride16"): None for ImageNet's, "none" for random ones, or a
-    classifier's file. Raises UsageError as load_model does.
+    backbone: a ResNet of torchvision or efficientnet_lite0. weights: of the backbone, as for load_model: None for the
+    library's, "none" for random ones, or a classifier's file. Raises UsageError as load_model does, and for a backbone
+    whose stages are not known.
     """
     fresh_head = weights is None or weights == "none"  # a file says itself how many classes its head has
-    model = load_model("resnet50_stride16", weights, num_classes=1 if fresh_head else None)
+    model = load_model(backbone, weights, num_classes=1 if fresh_head else None)
     assert isinstance(model.features, nn.Module)
-    parts = dict(model.features.named_children())
-    first = nn.Sequential(parts["conv1"], parts["bn1"], parts["relu"], parts["maxpool"])
-    return AffinityNet([first, *(parts[f"layer{n}"] for n in (1, 2, 3, 4))])
+    stages = five_stages(model.features, backbone)
+    return AffinityNet(stages, *_sizes(stages), model.mean, model.std, backbone)
 
 
 def load_affinity_net(path: str | Path, device: torch.device | str = "cpu") -> AffinityNet:
@@ -184,12 +189,14 @@ def load_affinity_net(path: str | Path, device: torch.device | str = "cpu") -> A
 
     The file holds stages and heads: `stage1.0.weight` (conv1) to `stage5.*`, or `resnet50.*` in their place,
     `fc_edge1.0.weight` to `fc_dp7.*`, and `mean_shift.running_mean` or, in older files, `fc_dp7.4.running_mean`.
+    Our own name their backbone; without a name it is IRN's.
     Raises UsageError for a file that cannot be read or a key that is missing, left over or of another shape.
     """
     found = read_checkpoint(path)
-    net = new_affinity_net("none")
-    # no head of classes, so nothing is forgiven
-    fill(net, "", Checkpoint(found.source, _adapted(dict(found.tensors))), with_head=False)
+    backbone = found.metadata.get("backbone")
+    net = new_affinity_net("none", backbone or _BACKBONE)
+    tensors = dict(found.tensors) if backbone else _adapted(dict(found.tensors))
+    fill(net, "", Checkpoint(found.source, tensors), with_head=False)  # no head of classes, so nothing is forgiven
     return net.eval().to(device)
 
 
@@ -232,3 +239,16 @@ def _ups(stages: Sequence[nn.Module], channels: Sequence[int], strides: Sequence
     if tuple(strides[:2]) != (_STRIDE, _STRIDE) or strides[2] % _STRIDE or not rising:
         raise UsageError(f"strides are {tuple(strides)}; wanted 4, 4, and three multiples of 4, each of the one before")
     return [stride // _STRIDE for stride in strides]
+
+
+@torch.no_grad()
+def _sizes(stages: Sequence[nn.Module]) -> tuple[list[int], list[int]]:
+    """Channels and strides of stages, asked of themselves."""
+    side = 256
+    found = torch.zeros(1, 3, side, side)
+    channels, strides = [], []
+    for stage in stages:
+        found = stage.eval()(found)
+        channels.append(found.shape[1])
+        strides.append(side // found.shape[-1])
+    return channels, strides

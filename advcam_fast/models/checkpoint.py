@@ -6,7 +6,7 @@ import json
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ class Checkpoint:
     source: str
     tensors: Mapping[str, Tensor]
     class_names: tuple[str, ...] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)  # of a .safetensors file
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -38,26 +39,31 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"weights {path}: no such file; give a file, or 'none' for random weights")
-    tensors, names = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    metadata: Mapping[str, str] = {}
+    if path.suffix == ".safetensors":
+        tensors, names, metadata = _read_safetensors(path)
+    else:
+        tensors, names = _read_torch(path)
     if all(key.startswith("module.") for key in tensors):
         tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
     if (bad := first_nonfinite(tensors)) is not None:
         raise UsageError(f"weights {path}: {bad} holds NaN or infinite values")
-    return Checkpoint(str(path), tensors, _checked_names(path, names))
+    return Checkpoint(str(path), tensors, _checked_names(path, names), metadata)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], object]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], object, Mapping[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             keys = file.keys()
             tensors = {key: file.get_tensor(key) for key in keys}
-            names = (file.metadata() or {}).get("class_names")
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UsageError(f"weights {path}: not a safetensors file: {first_line(error)}") from error
     if not tensors:
         raise UsageError(f"weights {path}: holds no tensors")
+    names = metadata.get("class_names")
     try:
-        return tensors, None if names is None else json.loads(names)
+        return tensors, None if names is None else json.loads(names), metadata
     except json.JSONDecodeError as error:
         raise UsageError(f"weights {path}: metadata class_names is not JSON: {first_line(error)}") from error
 

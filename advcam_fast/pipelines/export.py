@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,11 +15,10 @@ from advcam_fast.data import Dataset, ImageError, read_mask
 from advcam_fast.errors import UsageError, first_line
 from advcam_fast.export import FORMATS, Exporter, ExportItem, MaskObject, Picture, components, stored_instances
 from advcam_fast.pipelines.label import Progress
-from advcam_fast.pipelines.refine import run_digest
-from advcam_fast.store import MaskFolder, Record, RunFolder, StoreError
+from advcam_fast.pipelines.refine import instances_beside, run_digest
+from advcam_fast.store import InstanceFolder, MaskFolder, Record, RunFolder, StoreError
 from advcam_fast.store.files import file_name
 
-INSTANCES_FILE = "instances.json"
 _LONGEST_PART = 200  # bytes of a file's name
 
 
@@ -36,12 +33,12 @@ def parse_formats(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class ExportSource:
-    """A run with what was made of it: masks and their classes, and instances by image id."""
+    """A run with what was made of it: masks, their classes, and instances where `refine --instances` found them."""
 
     run: RunFolder
     masks: MaskFolder | None
     classes: tuple[str, ...]
-    instances: Mapping[str, Sequence[Mapping[str, Any]]] | None
+    instances: InstanceFolder | None
 
     @classmethod
     def read(cls, run: RunFolder, masks: Path, formats: Sequence[str]) -> ExportSource:
@@ -51,11 +48,13 @@ class ExportSource:
             return cls(run, None, (), None)
         if not (masks / "run.toml").is_file():
             raise UsageError(f"{masks}: no masks, which {','.join(needing)} needs: run refine first")
-        folder = MaskFolder.read(masks)
+        folder, beside = MaskFolder.read(masks), instances_beside(masks)
+        instances = InstanceFolder.read(beside) if (beside / "run.toml").is_file() else None
         classes = folder.settings.get("classes")
-        if not isinstance(classes, list) or folder.settings.get("maps") != run_digest(run):
-            raise UsageError(f"{masks}: these are no masks of the maps in {run.path}: run refine again")
-        return cls(run, folder, tuple(map(str, classes)), _read_instances(run.path / INSTANCES_FILE))
+        for made in (folder, *([instances] if instances else [])):
+            if made.settings.get("maps") != run_digest(run) or made.settings.get("classes") != classes:
+                raise UsageError(f"{made.path}: not made of the maps in {run.path}: run refine again")
+        return cls(run, folder, tuple(classes or ()), instances)
 
 
 def export_run(
@@ -119,9 +118,7 @@ def _item(source: ExportSource, record: Record, paths: Mapping[str, Path]) -> Ex
 
 def _mask(masks: MaskFolder, record: Record, size: tuple[int, int]) -> tuple[np.ndarray, bytes]:
     """A mask, uint8 [H, W], and its file."""
-    if record.id not in masks.done_ids():
-        raise ValueError("no mask yet: refine did not come to it")
-    file = masks.file_path(record.id)
+    file = masks.mask_file(record.id)
     mask = read_mask(file).numpy()
     if mask.shape != size:
         raise ValueError(f"a mask of {_by(mask.shape)} for an image of {_by(size)}")
@@ -131,23 +128,8 @@ def _mask(masks: MaskFolder, record: Record, size: tuple[int, int]) -> tuple[np.
 def _objects(source: ExportSource, record: Record, mask: np.ndarray, maps: np.ndarray) -> tuple[MaskObject, ...]:
     if source.instances is None:
         return components(mask, source.classes, record.labels, maps)
-    found = stored_instances(source.instances.get(record.id, ()), (mask.shape[0], mask.shape[1]))
-    if any(not 0 <= one.category < len(source.classes) for one in found):
-        raise ValueError(f"an instance of a category that is not 1 to {len(source.classes)}")
-    return found
-
-
-def _read_instances(file: Path) -> dict[str, list[Mapping[str, Any]]] | None:
-    """COCO results by image; None where there is no such file."""
-    if not file.is_file():
-        return None
-    by_image: dict[str, list[Mapping[str, Any]]] = {}
-    try:
-        for row in json.loads(file.read_text(encoding="utf-8")):
-            by_image.setdefault(str(row["image_id"]), []).append(row)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{file}: no list of COCO results: {first_line(error)}") from error
-    return by_image
+    rows = source.instances.read_instances(record.id)["instances"]
+    return stored_instances(rows, source.classes, (mask.shape[0], mask.shape[1]))
 
 
 @contextmanager

@@ -232,10 +232,10 @@ def tag_indices(
     return match(tags, model.class_names or [str(c) for c in range(model.num_classes)])
 
 
-def weights_digest(model: Classifier) -> str:
-    """SHA-256 of all weights: a file of the same name may hold others when a run goes on."""
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all weights of a network: a file of the same name may hold others when a run goes on."""
     digest = hashlib.sha256()
-    for name, tensor in model.tensors().items():
+    for name, tensor in tensors.items():
         digest.update(f"{name} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,18 +1,20 @@
-"""refine: the maps of a run in, palette masks out; resumable, and one bad image never stops it."""
+"""refine: the maps of a run in, palette masks and instances out; resumable, and one bad image never stops it."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from advcam_fast.data import Dataset, ImageError, read_image
 from advcam_fast.errors import UsageError, first_line
+from advcam_fast.models import AffinityNet
 from advcam_fast.pipelines.label import NO_LABELS, Progress
-from advcam_fast.refine import RefineConfig, mask_of, refined_maps
-from advcam_fast.store import MOST_CLASSES, MaskFolder, Record, RunFolder, StoreError
+from advcam_fast.refine import RefineConfig, instances_of, mask_of, refined_maps
+from advcam_fast.store import MOST_CLASSES, InstanceFolder, MaskFolder, Record, RunFolder, StoredInstance, StoreError
 
 CLASSES_FILE = "classes.txt"
 ONLY_BACKGROUND = "only_background"
@@ -39,6 +41,11 @@ def run_digest(run: RunFolder) -> str:
     return digest.hexdigest()
 
 
+def instances_beside(masks: Path) -> Path:
+    """The folder of the instances that belong to a folder of masks."""
+    return masks.with_name("instances" if masks.name == "masks" else f"{masks.name}_instances")
+
+
 def refine_run(
     run: RunFolder,
     dataset: Dataset,
@@ -46,64 +53,102 @@ def refine_run(
     classes: Sequence[str],
     config: RefineConfig,
     report: Callable[[Progress], None] = lambda _: None,
+    *,
+    net: AffinityNet | None = None,
+    instances: InstanceFolder | None = None,
+    device: torch.device | None = None,
 ) -> None:
-    """Makes the mask of every finished item of `run` that `masks` does not have yet.
+    """Makes the mask of every finished item of `run` that `masks` does not have yet, and its instances.
 
-    dataset: where the images of the run are found again, by id. classes: of `run_classes`. An item without maps, image
-    or fitting sizes is recorded as failed with the reason. Raises StoreError if masks cannot be written any more.
+    dataset: where the images of the run are found again, by id. classes: of `run_classes`. net: of a walk by its
+    boundary, and of instances; on `device`, the CPU where it is not given. An item without maps, image or fitting sizes
+    is recorded as failed with the reason. Raises StoreError if nothing can be written any more.
     """
-    paths = {item.id: item.path for item in dataset.items}
-    value = {name: number + 1 for number, name in enumerate(classes)}
-    done = masks.done_ids()
+    folders: list[MaskFolder | InstanceFolder] = [masks, *([] if instances is None else [instances])]
+    work = _Refining(
+        run,
+        {item.id: item.path for item in dataset.items},
+        {name: number + 1 for number, name in enumerate(classes)},
+        config,
+        net,
+        device or torch.device("cpu"),
+    )
+    done = frozenset.intersection(*(folder.done_ids() for folder in folders))
     records = [record for record in run.records() if record.id not in done]
     total, finished = len(records) + len(done), len(done)
     for record in records:
-        reason = _refine_item(run, record, paths, masks, value, config)
+        lacking = [folder for folder in folders if record.id not in folder.done_ids()]
+        reason = work.item(record, lacking)
         finished += 1
         report(Progress(record.id, finished, total, reason))
-
-
-def _refine_item(
-    run: RunFolder,
-    record: Record,
-    paths: Mapping[str, Path],
-    masks: MaskFolder,
-    value: Mapping[str, int],
-    config: RefineConfig,
-) -> str:
-    """Writes the mask of an item, or why there is none; returns the reason."""
-    try:
-        mask = _mask(run, record, paths, value, config)
-    except (ImageError, _NoMask, ValueError, MemoryError) as error:
-        reason = first_line(error)
-        masks.fail(record.id, reason, labels=record.labels)
-        return reason
-    flags = [*record.flags]
-    if NO_LABELS not in flags and not bool(mask.any()):
-        flags.append(ONLY_BACKGROUND)
-    masks.finish(record.id, mask, flags=flags, labels=record.labels)
-    return ""
 
 
 class _NoMask(Exception):
     """An item that cannot have one."""
 
 
-def _mask(
-    run: RunFolder, record: Record, paths: Mapping[str, Path], value: Mapping[str, int], config: RefineConfig
-) -> torch.Tensor:
-    """uint8 [H, W]."""
-    if record.status != "ok":
-        raise _NoMask(f"no maps: {record.reason}")
-    if record.id not in paths:
-        raise _NoMask("this data set has no image of this id: --data names another")
-    try:
-        maps = run.read_maps(record.id)["strided"]
-    except StoreError as error:
-        raise _NoMask(str(error)) from error
-    if len(maps) != len(record.labels):
-        raise _NoMask(f"{len(maps)} maps for {len(record.labels)} labels in its file")
-    image = read_image(paths[record.id])
-    labels = mask_of(refined_maps(maps, image, config), image, config)
-    values = torch.tensor([0, *(value[label] for label in record.labels)], dtype=torch.uint8)
-    return values[labels]
+@dataclass(frozen=True)
+class _Refining:
+    run: RunFolder
+    paths: Mapping[str, Path]
+    value: Mapping[str, int]  # of a class in a mask
+    config: RefineConfig
+    net: AffinityNet | None
+    device: torch.device
+
+    def item(self, record: Record, folders: Sequence[MaskFolder | InstanceFolder]) -> str:
+        """Writes what an item has in folders, or why it has nothing; returns the reason."""
+        flags = list(record.flags)
+        try:
+            maps, image = self._maps(record), self._image(record)
+            boundary, displacement = self._fields(image)
+            for folder in folders:
+                if isinstance(folder, InstanceFolder):
+                    assert displacement is not None
+                    found = instances_of(maps, image, self.config, boundary, displacement)
+                    stored = [StoredInstance(record.labels[one.which], one.score, one.mask) for one in found]
+                    size = (image.shape[1], image.shape[2])
+                    folder.finish(record.id, size, stored, flags=flags, labels=record.labels)
+                    continue
+                mask = self._mask(record, maps, image, boundary)
+                empty = NO_LABELS not in flags and not bool(mask.any())
+                more = [ONLY_BACKGROUND] if empty else []
+                folder.finish(record.id, mask, flags=[*flags, *more], labels=record.labels)
+        except (ImageError, _NoMask, ValueError, MemoryError) as error:
+            reason = first_line(error)
+            for folder in folders:
+                if record.id not in folder.done_ids():
+                    folder.fail(record.id, reason, labels=record.labels)
+            return reason
+        return ""
+
+    def _maps(self, record: Record) -> torch.Tensor:
+        if record.status != "ok":
+            raise _NoMask(f"no maps: {record.reason}")
+        if record.id not in self.paths:
+            raise _NoMask("this data set has no image of this id: --data names another")
+        try:
+            maps = self.run.read_maps(record.id)["strided"]
+        except StoreError as error:
+            raise _NoMask(str(error)) from error
+        if len(maps) != len(record.labels):
+            raise _NoMask(f"{len(maps)} maps for {len(record.labels)} labels in its file")
+        return maps.to(self.device)
+
+    def _image(self, record: Record) -> torch.Tensor:
+        return read_image(self.paths[record.id]).to(self.device)
+
+    def _fields(self, image: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Boundary and displacement."""
+        try:
+            return (None, None) if self.net is None else self.net.predict(image)
+        except RuntimeError as error:  # no memory for an image of that size, on whatever device
+            raise _NoMask(f"the affinity net cannot take it: {first_line(error)}") from error
+
+    def _mask(
+        self, record: Record, maps: torch.Tensor, image: torch.Tensor, boundary: torch.Tensor | None
+    ) -> torch.Tensor:
+        """uint8 [H, W]."""
+        labels = mask_of(refined_maps(maps, image, self.config, boundary), image, self.config)
+        values = torch.tensor([0, *(self.value[label] for label in record.labels)], dtype=torch.uint8)
+        return values[labels.cpu()]

@@ -13,12 +13,23 @@ STRIDE = 4
 LEAST = 1e-5  # of a probability
 
 
-def refined_maps(maps: Tensor, image: Tensor, config: RefineConfig) -> Tensor:
-    """Maps at stride 4 spread over what looks alike, at the image's size, the largest value 1 (or all 0).
+def refined_maps(maps: Tensor, image: Tensor, config: RefineConfig, boundary: Tensor | None = None) -> Tensor:
+    """Maps at stride 4 spread over what belongs together, at the image's size, the largest value 1 (or all 0).
 
-    maps: float [N, (H-1)//4+1, (W-1)//4+1] in 0 to 1; image: uint8 [3, H, W]. Returns float32 [N, H, W].
+    maps: float [N, h, w] in 0 to 1, h = (H-1)//4+1 and w = (W-1)//4+1; image: uint8 [3, H, W]; boundary: [h, w], for
+    the walk that needs one. Returns float32 [N, H, W].
     Raises ValueError where the sizes do not belong together, or a map is out of range.
     """
+    size = (image.shape[1], image.shape[2])
+    walked = spread(powered(maps, image, config), image, config, boundary)
+    if len(maps) == 0:
+        return walked.new_zeros(0, *size)
+    large = enlarged(walked, size)
+    return large / large.amax().clamp(min=LEAST)
+
+
+def powered(maps: Tensor, image: Tensor, config: RefineConfig) -> Tensor:
+    """maps^power in float32; ValueError as refined_maps."""
     height, width = image.shape[1:]
     wanted = (len(maps), (height - 1) // STRIDE + 1, (width - 1) // STRIDE + 1)
     if tuple(maps.shape) != wanted:
@@ -27,15 +38,25 @@ def refined_maps(maps: Tensor, image: Tensor, config: RefineConfig) -> Tensor:
         )
     if not bool(((maps >= 0) & (maps <= 1)).all()):
         raise ValueError("the maps hold a NaN or a value that is not in 0 to 1")
-    scores = maps.float() ** config.power
-    if config.walk == "color" and len(maps):
-        small = F.interpolate(image[None].float(), wanted[1:], mode="area")[0]
-        scores = ops.color_walk(scores, small, config.radius, config.sigma, config.walk_steps, config.restart)
-    if len(maps) == 0:
-        return scores.new_zeros(0, height, width)
-    large = F.interpolate(scores[None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[0]
-    large = large[:, :height, :width]
-    return large / large.amax().clamp(min=LEAST)
+    return maps.float() ** config.power
+
+
+def spread(scores: Tensor, image: Tensor, config: RefineConfig, boundary: Tensor | None) -> Tensor:
+    """The walk of the configuration on scores [M, h, w] at stride 4."""
+    if config.walk == "none" or len(scores) == 0:
+        return scores
+    if config.walk == "color":
+        small = F.interpolate(image[None].float(), scores.shape[1:], mode="area")[0]
+        return ops.color_walk(scores, small, config.radius, config.sigma, config.walk_steps, config.restart)
+    if boundary is None:
+        raise ValueError("walk: boundary came without a boundary, wanted is one of an affinity net")
+    return ops.random_walk(scores, boundary.float(), config.radius, config.beta, config.walk_steps, config.restart)
+
+
+def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """From stride 4 to the image's size, bilinear: [M, h, w] -> [M, H, W]."""
+    large = F.interpolate(maps[None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[0]
+    return large[:, : size[0], : size[1]]
 
 
 def mask_of(scores: Tensor, image: Tensor, config: RefineConfig) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -27,6 +28,10 @@ class MaskFolder(ItemFolder):
         Raises ValueError for another tensor, StoreError if the disk is full: then nothing of the item is left.
         """
         self._finish(item_id, encode_mask(mask), flags, labels)
+
+    def mask_file(self, item_id: str) -> Path:
+        """The file of an item that is ok, whole; raises StoreError if it is not."""
+        return self._existing(item_id)
 
 
 def encode_mask(mask: torch.Tensor) -> bytes:

@@ -6,11 +6,11 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from advcam_fast.errors import StoppedError, UsageError
 from advcam_fast.models.affinity_net import AffinityNet, normalised
+from advcam_fast.options import changes_of, parsed_like
 from advcam_fast.train.affinity_crops import Batches, Crops, LabelledImages, stack
 from advcam_fast.train.affinity_loss import AffinityLosses, affinity_loss
 from advcam_fast.train.training_folder import TrainingFolder
@@ -65,6 +66,19 @@ class AffinityConfig:
         if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1] < math.inf:
             raise UsageError(f"scales are {self.scales}; wanted two numbers above 0, the smaller one first")
 
+    def with_settings(self, settings: Iterable[str]) -> AffinityConfig:
+        """Changed by texts such as "epochs=5", "scales=0.8,1.2" (as `train-affinity --set`)."""
+        defaults = asdict(AffinityConfig())
+        return replace(self, **changes_of(self, settings, lambda key, text: parsed_like(defaults[key], text)))
+
+
+class TrainingStep(NamedTuple):
+    """Told after every step: how far the training is, and its loss."""
+
+    done: int
+    total: int
+    loss: float
+
 
 def train_affinity(
     net: AffinityNet,
@@ -72,6 +86,7 @@ def train_affinity(
     folder: str | Path,
     config: AffinityConfig | None = None,
     resume: bool = False,
+    report: Callable[[TrainingStep], None] = lambda _: None,
 ) -> Path:
     """Trains the heads of a net in place, on its device, and returns the file of its weights.
 
@@ -80,17 +95,18 @@ def train_affinity(
 
     data: data[i] is (uint8 [3, H, W], labels uint8 [H, W]): affinity_labels makes them. folder: gets log.jsonl (a line
     a step: losses, rates, images a second), checkpoint.pt and weights.safetensors, each file whole or not there; those
-    of a ResNet-50's stages are what load_affinity_net reads, others go into a net of the same stages.
+    of new_affinity_net's stages are what load_affinity_net reads, others go into a net of the same stages.
     resume: goes on from the folder's checkpoint, heads and all, on a CPU to the bits of a run that was never stopped
     (at an equal number of threads; on a GPU some of PyTorch's gradients add in no fixed order). Without a checkpoint it
     begins anew, and a run that is done gives its weights at once. The stages must be those that the run began with.
+    report: is told after every step.
     Raises UsageError for data, a folder or settings that do not fit, StoppedError when the loss is no number.
     Source: Ahn et al., CVPR 2019 (IRN).
     """
     config = config or AffinityConfig()
     if len(data) == 0:
         raise UsageError("data: 0 images came; wanted 1 or more")
-    training = _Training(net, data, TrainingFolder(folder, resume), config)
+    training = _Training(net, data, TrainingFolder(folder, resume), config, report)
     if not (resume and training.restore() and training.files.weights.exists()):
         training.run()
         training.finish()
@@ -117,8 +133,15 @@ def mean_displacement(net: AffinityNet, data: LabelledImages, config: AffinityCo
 class _Training:
     """The net, its optimizer and the step that comes next."""
 
-    def __init__(self, net: AffinityNet, data: LabelledImages, files: TrainingFolder, config: AffinityConfig) -> None:
-        self.net, self.data, self.files, self.config = net, data, files, config
+    def __init__(
+        self,
+        net: AffinityNet,
+        data: LabelledImages,
+        files: TrainingFolder,
+        config: AffinityConfig,
+        report: Callable[[TrainingStep], None],
+    ) -> None:
+        self.net, self.data, self.files, self.config, self.report = net, data, files, config, report
         self.device = next(net.parameters()).device
         self.step, self.steps = 0, len(Batches(len(data), config.batch, config.epochs, config.seed))
         groups = [
@@ -166,6 +189,7 @@ class _Training:
             now = time.perf_counter()
             self.files.write_line({**line, "images_per_second": round(len(images) / (now - began), 3)})
             began, self.step = now, self.step + 1
+            self.report(TrainingStep(self.step, self.steps, line["total"]))
             if self.step % config.save_every == 0 or self.step == self.steps:
                 self.save()
 
@@ -173,7 +197,9 @@ class _Training:
         self.net.mean_shift.running_mean.copy_(mean_displacement(self.net, self.data, self.config))
         self.save()
         self.files.write_line({"step": self.steps, "mean_shift": self.net.mean_shift.running_mean.tolist()})
-        self.files.save_weights(self.net.state_dict(), {"settings": json.dumps(self.settings)})
+        self.files.save_weights(
+            self.net.state_dict(), {"settings": json.dumps(self.settings), "backbone": self.net.backbone}
+        )
 
     def _learn(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         share = (1 - self.step / self.steps) ** self.config.power

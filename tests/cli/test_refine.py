@@ -114,9 +114,9 @@ def test_images_that_failed_have_no_masks_either(
 @pytest.mark.parametrize(
     ("more", "text"),
     [
-        (("--preset", "colour-walk"), "no preset 'colour-walk', there are crf, color-walk"),
+        (("--preset", "colour-walk"), "no preset 'colour-walk', there are irn, crf, color-walk"),
         (("--set", "sigma=0"), "sigma: 0.0 came"),
-        (("--walk", "random"), "walk: random came, wanted is color or none"),
+        (("--walk", "random"), "--walk random: wanted is color, none or a file, the weights of an affinity net"),
         (("--data", "csv:nowhere.csv"), "nowhere.csv"),
         (("--out", "/dev/null/masks"), "no run can be written here"),
     ],

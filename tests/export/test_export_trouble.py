@@ -1,14 +1,11 @@
 """Exports that cannot be, or not of everything: one line each, and nothing half-done left behind."""
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from exporting import export
 from PIL import Image
-from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from sample_run import IMAGES, SampleRun, make_run
 
@@ -17,7 +14,7 @@ from advcam_fast.export import FORMATS
 from advcam_fast.export.voc import map_label
 from advcam_fast.pipelines.export import export_name, parse_formats
 from advcam_fast.pipelines.refine import run_digest
-from advcam_fast.store import MaskFolder, RunFolder
+from advcam_fast.store import InstanceFolder, MaskFolder, RunFolder, StoredInstance
 
 
 @pytest.fixture
@@ -57,7 +54,7 @@ def test_items_that_cannot_be_are_told_and_the_rest_is_written(tmp_path: Path) -
     assert [reason.split(": ")[0] for reason in reasons] == ["a", "b/c d", "turned"]
     assert "not a JPEG" in reasons[0]
     assert "this one is 60 x 60" in reasons[1]
-    assert "no mask yet" in reasons[2]
+    assert "masks: 'turned' has no file: not done" in reasons[2]
     coco = COCO(tmp_path / "out" / "coco" / "annotations" / "instances_rle.json")
     assert [image["item_id"] for image in coco.loadImgs(coco.getImgIds())] == ["empty", "odd"]
     assert len(list((tmp_path / "out" / "voc" / "SegmentationClass").iterdir())) == 2
@@ -78,23 +75,31 @@ def test_masks_of_other_maps_are_refused(small: SampleRun, tmp_path: Path) -> No
         export(small, tmp_path / "out", "voc")
 
 
-def test_stored_instances_are_taken(small: SampleRun, tmp_path: Path) -> None:
-    mask = np.zeros(small.masks["a"].shape, np.uint8, order="F")
-    mask[3:9, 5:20] = 1
-    runs = coco_mask.encode(mask)
-    row = {"image_id": "a", "category_id": 2, "score": 0.25, "bbox": [5, 3, 15, 6]}
-    row["segmentation"] = {"size": runs["size"], "counts": runs["counts"].decode()}
-    (small.path / "instances.json").write_text(json.dumps([row]))
-    assert export(small, tmp_path / "out", "coco") == []
+def test_instances_of_refine_are_taken(small: SampleRun, tmp_path: Path) -> None:
+    labels = {"a": IMAGES[0][1], "b/c d": IMAGES[1][1]}
+    mask = torch.zeros(small.masks["a"].shape, dtype=torch.bool)
+    mask[3:9, 5:20] = True
+    other = torch.ones(small.masks["b/c d"].shape, dtype=torch.bool)
+    settings = {"classes": small.classes, "maps": run_digest(RunFolder.read(small.path))}
+    with InstanceFolder.open(small.path / "instances", settings) as folder:
+        one, two = StoredInstance(labels["a"][0], 0.25, mask), StoredInstance("of no class", 0.5, other)
+        folder.finish("a", tuple(mask.shape), [one, one], labels=labels["a"])
+        folder.finish("b/c d", tuple(other.shape), [two], labels=labels["b/c d"])
+    (reason,) = export(small, tmp_path / "out", "coco")
+    assert reason == "b/c d: an instance without a known label, score or run lengths"
     coco = COCO(tmp_path / "out" / "coco" / "annotations" / "instances_polygons.json")
-    (found,) = coco.loadAnns(coco.getAnnIds())
-    assert (found["category_id"], found["score"], found["bbox"]) == (2, 0.25, [5, 3, 15, 6])
-    assert (coco.annToMask(found) == mask).all()
-    (small.path / "instances.json").write_text(json.dumps([row | {"category_id": 9}]))
-    assert "category" in export(small, tmp_path / "second", "coco")[0]
-    (small.path / "instances.json").write_text("{")
-    with pytest.raises(UsageError, match=r"instances\.json: no list of COCO results"):
-        export(small, tmp_path / "third", "coco")
+    for found in coco.loadAnns(coco.getAnnIds()):
+        category = 1 + small.classes.index(labels["a"][0])
+        assert (found["category_id"], found["score"], found["bbox"]) == (category, 0.25, [5, 3, 15, 6])
+        assert (coco.annToMask(found) == mask.numpy()).all()
+    assert len(coco.getAnnIds()) == 2
+
+
+def test_instances_of_other_maps_are_refused(small: SampleRun, tmp_path: Path) -> None:
+    with InstanceFolder.open(small.path / "instances", {"classes": small.classes, "maps": "others"}):
+        pass
+    with pytest.raises(UsageError, match=r"instances: not made of the maps in .*: run refine again"):
+        export(small, tmp_path / "out", "coco")
 
 
 def test_a_thousand_classes(tmp_path: Path) -> None:

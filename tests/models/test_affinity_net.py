@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from advcam_fast.errors import UsageError
 from advcam_fast.models.affinity_net import AffinityNet, load_affinity_net, new_affinity_net
+from advcam_fast.models.load import load_model
 
 CHANNELS = (4, 6, 8, 10, 12)
 
@@ -147,6 +148,28 @@ def test_own_files_come_back(tmp_path: Path, resnet: AffinityNet, suffix: str) -
     (save_file if suffix == ".safetensors" else torch.save)(resnet.state_dict(), path)
     loaded = load_affinity_net(path)
     assert same(resnet, loaded) and not loaded.training
+
+
+@pytest.mark.parametrize(
+    ("backbone", "strides", "mean"), [("efficientnet_lite0", (8, 16, 32), 0.5), ("resnet18", (8, 16, 32), 0.485)]
+)
+def test_a_file_names_its_backbone(tmp_path: Path, backbone: str, strides: tuple[int, ...], mean: float) -> None:
+    net = new_affinity_net("none", backbone)
+    save_file(net.state_dict(), tmp_path / "net.safetensors", {"backbone": backbone})
+    loaded = load_affinity_net(tmp_path / "net.safetensors")
+    assert same(net, loaded) and loaded.backbone == backbone
+    assert loaded.mean[0] == mean
+    features = loaded.features(torch.zeros(1, 3, 64, 96))
+    assert [64 // each.shape[-2] for each in features] == [4, 4, *strides]
+    whole = load_model(backbone, "none", num_classes=1)
+    assert isinstance(whole.features, nn.Module)
+    own = [tensor for stage in net.stages for tensor in stage.state_dict()]
+    left_out = {"network.conv_head", "network.bn2"} if backbone == "efficientnet_lite0" else set()
+    kept = [key for key in whole.features.state_dict() if ".".join(key.split(".")[:2]) not in left_out]
+    assert len(own) == len([key for key in kept if not key.startswith("network.classifier")])
+    save_file(net.state_dict(), tmp_path / "nameless.safetensors")
+    with pytest.raises(UsageError, match=r"stage.* wanted"):
+        load_affinity_net(tmp_path / "nameless.safetensors")
 
 
 @pytest.mark.parametrize("layout", [{}, {"older": True}, {"resnet": True}])

@@ -22,6 +22,16 @@ def seed(rows=slice(5, 9), columns=slice(8, 12)):
     return found
 
 
+def boundary(config, rows=16, columns=21):
+    """That of the box, for the preset that walks by it; None where the edge is nowhere or not asked for."""
+    if config.walk != "boundary":
+        return None
+    inside = torch.zeros(1, 1, rows, columns)
+    inside[..., 3:11, 5:15] = 1
+    wide = torch.nn.functional.max_pool2d(inside, 3, 1, 1)
+    return (wide - inside)[0, 0]
+
+
 def iou(mask, box):
     return float((mask & box).sum() / (mask | box).sum())
 
@@ -31,12 +41,12 @@ def test_every_preset_mends_the_mask(preset):
     """A walk fills the box from its middle; a CRF alone moves edges that are nearly right."""
     box, image = picture()
     config = RefineConfig.preset(preset)
-    maps = seed() if config.walk == "color" else seed(slice(4, 11), slice(6, 14))
+    maps = seed() if config.walk != "none" else seed(slice(4, 11), slice(6, 14))
     alone = mask_of(refined_maps(maps, image, RefineConfig()), image, RefineConfig())
-    refined = mask_of(refined_maps(maps, image, config), image, config)
+    refined = mask_of(refined_maps(maps, image, config, boundary(config)), image, config)
     assert refined.shape == box.shape
     assert set(refined.unique().tolist()) == {0, 1}
-    assert iou(refined > 0, box) > iou(alone > 0, box) + (0.4 if config.walk == "color" else 0.05)
+    assert iou(refined > 0, box) > iou(alone > 0, box) + (0.05 if config.walk == "none" else 0.4)
 
 
 def test_a_walk_is_that_of_the_op_at_stride_4():
@@ -49,6 +59,18 @@ def test_a_walk_is_that_of_the_op_at_stride_4():
     found = refined_maps(maps, image, config)
     assert torch.allclose(found, large / large.max())
     assert found.max() == 1
+
+
+def test_a_boundary_walk_is_that_of_the_op():
+    _, image = picture()
+    config = RefineConfig(walk="boundary", power=1.5, radius=4, beta=3.0, walk_steps=20, restart=0.01)
+    draw = torch.Generator().manual_seed(1)
+    maps, edge = torch.rand(2, 16, 21, generator=draw), torch.rand(16, 21, generator=draw)
+    walked = ops.random_walk(maps**1.5, edge, 4, 3.0, 20, 0.01)
+    large = torch.nn.functional.interpolate(walked[None], scale_factor=4, mode="bilinear")[0, :, :61, :83]
+    assert torch.allclose(refined_maps(maps, image, config, edge), large / large.max())
+    with pytest.raises(ValueError, match="walk: boundary came without a boundary"):
+        refined_maps(maps, image, config)
 
 
 def test_classes_compete_with_each_other_and_the_background():
@@ -82,14 +104,16 @@ def test_odd_sizes(size, config):
     height, width = size
     image = torch.full((3, height, width), 99, dtype=torch.uint8)
     maps = torch.ones(1, (height - 1) // 4 + 1, (width - 1) // 4 + 1)
-    assert (mask_of(refined_maps(maps, image, config), image, config) == 1).all()
+    edge = boundary(config, *maps.shape[1:])
+    edge = None if edge is None else edge * 0
+    assert (mask_of(refined_maps(maps, image, config, edge), image, config) == 1).all()
 
 
 @pytest.mark.parametrize("config", [*REFINE_PRESETS.values()], ids=REFINE_PRESETS)
 def test_nothing_becomes_background(config):
     _, image = picture()
     for maps in (torch.zeros(2, 16, 21), torch.zeros(0, 16, 21)):
-        assert (mask_of(refined_maps(maps, image, config), image, config) == 0).all()
+        assert (mask_of(refined_maps(maps, image, config, boundary(config)), image, config) == 0).all()
 
 
 @pytest.mark.parametrize(
