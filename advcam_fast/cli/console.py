@@ -138,6 +138,8 @@ def report(summary: dict[str, Any], out: Path, as_json: bool, made: str = "maps"
             say(f"trained on {summary['trained_on']} images; weights: {summary['weights']}")
         if "picture" in summary:
             say(f"look at {summary['picture']}")
+        if "page" in summary:
+            say(f"open {summary['page']} in a browser")
         if summary["interrupted"]:
             say("stopped; the same command goes on from here" if resumes else "stopped; nothing of it was kept")
     if summary["interrupted"]:

@@ -40,7 +40,7 @@ def demo(out: Out = Path("demo_run"), preset: str = "general", as_json: Json = F
             refined = RefineConfig.preset("color-walk-crf")
             with open_masks(run, out / "run" / "masks", refined) as (masks, classes):
                 refining.refine_run(run, dataset, masks, classes, refined)
-                draw_maps(run, masks, classes, out / "photos", out / "pictures")
+                summary["picture"] = str(draw_maps(run, masks, classes, out / "photos", out / "pictures"))
             page = report_run(run, MaskFolder.read(out / "run" / "masks"), dataset, out / "run" / "report")
-            summary["picture"] = str(page)
+            summary["page"] = str(page)
     report(summary, out / "run", as_json)

@@ -36,5 +36,5 @@ def report(
 
     summary = with_bar("drawing", sum(folder.counts().values()), work, as_json)
     if not summary["interrupted"]:
-        summary["picture"] = str(where / "index.html")
+        summary["page"] = str(where / "index.html")
     tell(summary, where, as_json, "been drawn", resumes=False)

@@ -19,10 +19,10 @@ def test_a_page_before_and_after_refine(labelled: Path, run: Callable[..., Ended
     ended = run("report", "--run", labelled)
     assert ended.code == 0, ended.err
     page = labelled / "report" / "index.html"
-    assert f"look at {page}" in ended.err and "3 of 3 images have been drawn" in ended.err
+    assert f"open {page} in a browser" in ended.err and "3 of 3 images have been drawn" in ended.err
     assert "Run refine first" in page.read_text(encoding="utf-8")
     assert run("refine", "--run", labelled).code == 0
-    assert run("report", "--run", labelled, "--json").json()["picture"] == str(page)
+    assert run("report", "--run", labelled, "--json").json()["page"] == str(page)
     html = page.read_text(encoding="utf-8")
     assert "Run refine first" not in html
     assert "[bold]:cat:" in html and "tricky, &#34;quoted&#34;/slashed 🐈" in html
