@@ -30,8 +30,8 @@ class YoloExport:
 
     def close(self) -> None:
         names = "".join(f"  {number}: {_quoted(name)}\n" for number, name in enumerate(self._classes))
-        head = "# Ultralytics takes a relative path from its own data folder: put this folder's there, if need be.\n"
-        text = f"{head}path: .\ntrain: images/train\nval: images/train\nnames:{'' if names else ' {}'}\n{names}"
+        # without `path` the folders are sought beside this file, with a relative one in the working directory
+        text = f"train: images/train\nval: images/train\nnames:{'' if names else ' {}'}\n{names}"
         (self._folder / "data.yaml").write_text(text, encoding="utf-8")
 
 

@@ -90,7 +90,7 @@ def test_coco(sample: SampleRun, exported: Path, kind: str) -> None:
 def test_yolo(sample: SampleRun, exported: Path) -> None:
     folder = exported / "yolo"
     data = yaml.safe_load((folder / "data.yaml").read_text(encoding="utf-8"))
-    assert data["names"] == dict(enumerate(sample.classes))
+    assert data["names"] == dict(enumerate(sample.classes)) and "path" not in data
     for item, name in zip(IDS, NAMES, strict=True):
         assert len(list((folder / data["train"]).glob(f"{name}.*"))) == 1
         height, width = sample.masks[item].shape
