@@ -20,6 +20,7 @@ from advcam_fast.store import MaskFolder, Record, RunFolder, StoreError
 
 PER_IMAGE_FILE = "evaluation/per_image.jsonl"  # {"id", "iou"} a line
 MOST_FAILURES = 500
+_UNITS = (("hours", 3600), ("minutes", 60), ("seconds", 1))
 _SERIES = {"advcam": "AdvCAM", "cam": "CAM", "masks": "masks"}
 
 
@@ -149,10 +150,11 @@ def _charts(segmentation: Mapping[str, Any], times: Sequence[float]) -> list[Cha
             line_chart("mIoU by threshold", "threshold", "mIoU", curves, lambda x, y: f"best {y:.3f} at {x:.2f}")
         )
     if len(times) > 1:
-        begin = min(times)
-        done = [((at - begin) / 60, float(number)) for number, at in enumerate(sorted(times), start=1)]
-        pace = f"{(len(times) - 1) / max(max(times) - begin, 1e-9):.2f} images/s"
-        charts.append(line_chart("Timing", "minutes", "images done", {"done": done}, lambda x, y: pace))
+        begin, span = min(times), max(times) - min(times)
+        unit, size = next((name, size) for name, size in _UNITS if span >= 3 * size or size == 1)
+        done = [((at - begin) / size, float(number)) for number, at in enumerate(sorted(times), start=1)]
+        pace = f"{(len(times) - 1) / max(span, 1e-9):.2f} images/s"
+        charts.append(line_chart("Timing", unit, "images done", {"done": done}, lambda x, y: pace))
     return charts
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 640, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 28, 14, 44
 _MOST_POINTS = 400
 
 
