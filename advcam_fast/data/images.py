@@ -44,7 +44,7 @@ class ImageHeader(NamedTuple):
 
 
 def image_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
-    """Reads an image's header without decoding pixels; raises ImageError as read_image does for what shows there."""
+    """Reads an image's header, and pixels only of PNGs without EXIF; raises ImageError as read_image does."""
     with _opened(path, max_pixels) as image:
         turn = _turn(image)
         width, height = image.size
