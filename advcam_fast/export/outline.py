@@ -58,7 +58,7 @@ def _follow(edges: bytearray, start: int, stride: int, plane: int) -> np.ndarray
     while True:
         edges[heading * plane + place] = 0
         place += steps[heading]
-        # To the right first: where two pixels meet in a corner only, the ring stays with its own.
+        # To the right first: so what the outline touches by a corner, a hole too, belongs to it and needs no cut.
         for turn in _TURNS:
             ahead = (heading + turn) % 4
             if edges[ahead * plane + place] or (place == start and ahead == _EAST):

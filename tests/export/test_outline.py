@@ -1,7 +1,6 @@
 """Polygons cover exactly the pixels of their mask, by the two rasterizers that tools use."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -39,8 +38,13 @@ def test_one_path_a_part_and_only_corners() -> None:
     assert dot.tolist() == [[6, 5], [6, 6], [5, 6], [5, 5]]
 
 
-@pytest.mark.parametrize("scale", [8])
-def test_the_even_odd_rule_agrees(scale: int) -> None:
+def test_a_hole_at_a_corner_of_the_outline_needs_no_cut() -> None:
+    (ring,) = polygons(np.array([[1, 1, 1], [1, 0, 1], [1, 1, 0]], bool))
+    assert len(ring) == 10 and ring.tolist().count([2, 2]) == 2
+
+
+def test_the_even_odd_rule_agrees() -> None:
+    scale = 8
     mask = np.random.default_rng(3).random((20, 25)) < 0.6
     picture = Image.new("L", (25 * scale, 20 * scale))
     for path in polygons(mask):
