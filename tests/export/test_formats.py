@@ -19,6 +19,7 @@ from sample_run import IMAGES, SampleRun, item_id, make_run
 
 from advcam_fast.data import voc_palette
 from advcam_fast.export import components
+from advcam_fast.export.labelstudio import brush_rle
 from advcam_fast.store import RunFolder
 
 IDS = [item_id(file) for file, _, _ in IMAGES]
@@ -170,6 +171,12 @@ def decoded_brush(rle: list[int]) -> np.ndarray:
         count = 1 + read(sizes[read(2)])
         values += [read(word)] * count if repeated else [read(word) for _ in range(count)]
     return np.array(values)
+
+
+@pytest.mark.parametrize("lit", [0, 1, 2**14, 2**14 + 1, 200 * 200])
+def test_runs_of_every_length(lit: int) -> None:
+    mask = np.arange(200 * 200).reshape(200, 200) < lit
+    assert (decoded_brush(brush_rle(mask)).reshape(200, 200, 4) == 255 * mask[..., None]).all()
 
 
 def test_label_studio(sample: SampleRun, exported: Path) -> None:
