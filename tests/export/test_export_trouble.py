@@ -1,13 +1,15 @@
 """Exports that cannot be, or not of everything: one line each, and nothing half-done left behind."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+import webdataset
 from exporting import export
 from PIL import Image
 from pycocotools.coco import COCO
-from sample_run import IMAGES, SampleRun, make_run
+from sample_run import HOSTILE, IMAGES, SampleRun, make_run
 
 from advcam_fast.errors import UsageError
 from advcam_fast.export import FORMATS
@@ -120,6 +122,15 @@ def test_copies_where_they_are_wanted(small: SampleRun, tmp_path: Path) -> None:
     export(small, tmp_path / "out", "coco", copy_images=True)
     file = tmp_path / "out" / "coco" / "images" / "a.jpg"
     assert not file.is_symlink() and file.read_bytes() == (tmp_path / "photos" / "a.jpg").read_bytes()
+
+
+def test_names_with_dots_stay_apart(tmp_path: Path) -> None:
+    sample = make_run(tmp_path, [("x.1.png", HOSTILE[:1], (12, 9)), ("x.2.png", HOSTILE[1:2], (9, 12))])
+    assert export(sample, tmp_path / "out", "webdataset", "fiftyone") == []
+    shards = [str(tmp_path / "out" / "webdataset" / "shard-000000.tar")]
+    ids = [json.loads(one["json"])["id"] for one in webdataset.WebDataset(shards, shardshuffle=False)]
+    assert ids == ["x.1", "x.2"]
+    assert sorted(path.name for path in (tmp_path / "out" / "fiftyone" / "data").iterdir()) == ["x.1.png", "x.2.png"]
 
 
 def test_format_names() -> None:
