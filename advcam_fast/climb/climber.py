@@ -84,7 +84,8 @@ class Ascent(Generic[Model]):
     def climb(self, views: Tensor | Sequence[Tensor], labels: Tensor, steps: int, max_pairs: int) -> Climbed:
         """Climbs every label of every view, at most `max_pairs` pairs at once.
 
-        views: V of uint8 [3, H, W], of one size unless the executor is ragged. labels: int64 [V, L] class indices, on
+        views: V of uint8 [3, H, W], of one size unless the executor is ragged; or floats [V, 3, H, W] that are
+        normalised already. labels: int64 [V, L] class indices, on
         the model's device. The result does not depend on max_pairs beyond what the convolutions of the backend make of
         another batch size. Raises Unplaceable where views of different sizes do not fit together.
         """
@@ -111,7 +112,7 @@ class Ascent(Generic[Model]):
         sizes = [(view.shape[1], view.shape[2]) for view in views]
         if len(set(sizes)) == 1:
             same = views if isinstance(views, Tensor) else torch.stack(list(views))
-            image = self.model.normalise(same, self.acc)
+            image = same.to(self.acc) if same.is_floating_point() else self.model.normalise(same, self.acc)
             if self.config.flip:
                 image = torch.stack([image, image.flip(-1)], 1).flatten(0, 1)
             return image.contiguous(memory_format=torch.channels_last), None
