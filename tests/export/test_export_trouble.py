@@ -1,9 +1,11 @@
 """Exports that cannot be, or not of everything: one line each, and nothing half-done left behind."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+import webdataset
 from exporting import export
 from PIL import Image
 from pycocotools.coco import COCO
@@ -12,7 +14,7 @@ from sample_run import HOSTILE, IMAGES, SampleRun, make_run
 from advcam_fast.errors import UsageError
 from advcam_fast.export import FORMATS
 from advcam_fast.export.voc import map_label
-from advcam_fast.pipelines.export import export_name
+from advcam_fast.pipelines.export import export_name, parse_formats
 from advcam_fast.pipelines.refine import run_digest
 from advcam_fast.store import InstanceFolder, MaskFolder, RunFolder, StoredInstance
 
@@ -126,25 +128,21 @@ def test_names_with_dots_stay_apart(tmp_path: Path) -> None:
     sample = make_run(tmp_path, [("x.1.png", HOSTILE[:1], (12, 9)), ("x.2.png", HOSTILE[1:2], (9, 12))])
     assert export(sample, tmp_path / "out", "webdataset", "fiftyone") == []
     shards = [str(tmp_path / "out" / "webdataset" / "shard-000000.tar")]
-    ids = [
-        "a",
-        "a b",
-        "b/c",
-        "ä🐈",
-        "x%20y",
-        "x y",
-        "..",
-        "a/../b",
-        ".hidden",
-        'q"',
-        "q%22",
-        "n\n",
-        "~",
-        "%7E",
-        "",
-        "a//b",
-    ]
-    ids.append("é" * 150)
+    ids = [json.loads(one["json"])["id"] for one in webdataset.WebDataset(shards, shardshuffle=False)]
+    assert ids == ["x.1", "x.2"]
+    assert sorted(path.name for path in (tmp_path / "out" / "fiftyone" / "data").iterdir()) == ["x.1.png", "x.2.png"]
+
+
+def test_format_names() -> None:
+    assert parse_formats("voc, coco,voc") == ["voc", "coco"]
+    for text in ("", ",", "voc,kitti"):
+        with pytest.raises(UsageError, match="wanted is one or several of voc,coco,yolo"):
+            parse_formats(text)
+
+
+def test_names_of_files_are_plain_and_different() -> None:
+    late = ["q%22", "%7E", "é" * 150]
+    ids = ["a", "a b", "b/c", "ä🐈", "x%20y", "x y", "..", "a/../b", ".hidden", 'q"', "n\n", "~", "", "a//b", *late]
     names = [export_name(one) for one in ids]
     assert names[:4] == ids[:4]
     assert len(set(names)) == len(ids)
