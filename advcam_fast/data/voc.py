@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
+
+import numpy as np
 
 from advcam_fast.data.dataset import Dataset, Item
 from advcam_fast.data.text_files import read_lines
@@ -71,3 +74,12 @@ def _object_classes(file: Path) -> tuple[str, ...]:
     if unknown:
         raise ValueError(f"object {unknown[0]!r} is none of the 20 VOC classes")
     return tuple(name for name in VOC_CLASSES if name in found)
+
+
+@cache
+def voc_palette() -> bytes:
+    """256 colours of 3 bytes: bit 3 i + c of a value is bit 7 - i of colour c, as the VOC development kit has it."""
+    value = np.arange(256)[:, None]
+    channel = np.arange(3)
+    colours = sum(((value >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(8))
+    return np.asarray(colours, np.uint8).tobytes()
