@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test soak lint format bench pictures clean
+.PHONY: demo test soak lint format bench docs pictures clean
 
 demo: $(VENV)/.built
 	rm -rf demo_run
@@ -33,6 +33,12 @@ bench: $(VENV)/.built
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/cpu.json
 	$(BIN)/python -m advcam_fast.bench.table benchmarks/results/cpu.json
 
+# The site, in site/; a warning ends it. Its tools are no part of the other environment.
+docs:
+	test -x $(VENV)-docs/bin/python || $(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet mkdocs-material "mkdocstrings[python]"
+	$(VENV)-docs/bin/mkdocs build --strict
+
 # The pictures of the docs; those of the report need a Chromium.
 pictures: demo
 	mkdir -p docs
@@ -48,4 +54,4 @@ $(VENV)/.built: pyproject.toml setup.py CMakeLists.txt $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo_run advcam_fast/*.so
+	rm -rf $(VENV) $(VENV)-docs site build dist *.egg-info demo_run advcam_fast/*.so

@@ -34,4 +34,8 @@ class CMakeBuild(build_ext):
         subprocess.check_call(["cmake", "--build", str(build), "--parallel", jobs])
 
 
-setup(ext_modules=[Extension("advcam_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[Extension("advcam_fast._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+    options={"egg_info": {"tag_build": os.environ.get("ADVCAM_LOCAL_VERSION", "")}},  # "+cu13" tells a wheel with CUDA
+)

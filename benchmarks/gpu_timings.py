@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from agreement import check
 from device_clock import bandwidth, call_seconds, kernel_seconds
 
 from advcam_fast import CamModel, ClimbConfig, compute_maps, ops
+from advcam_fast.bench.agreement import check
 from advcam_fast.bench.cases import CASES, Arguments, Case, minimum_bytes, outputs
 from advcam_fast.bench.networks import best_class, plain_peer, random_model
 from advcam_fast.bench.plain_loop import plain_step

@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 
 import torch
-from agreement import check
 
 from advcam_fast import ops
+from advcam_fast.bench.agreement import check
 from advcam_fast.bench.cases import CASES, mapped
 from advcam_fast.ops.backend import backend_of
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from agreement import check
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from advcam_fast import ops
+from advcam_fast.bench.agreement import check
 from advcam_fast.bench.cases import CASES, EVALUATION_CASES, Case
 
 IMPLEMENTATIONS = ("ours", "eager", "compiled")

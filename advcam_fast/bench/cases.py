@@ -46,7 +46,7 @@ class Case:
     """stem: the op. make: (source, flip pairs) -> its arguments. peer: see `eager`.
 
     compiles: False where torch.compile of the peer would unroll thousands of operations and take minutes.
-    peer_error: relative, of a peer that float32 takes further off than tests/tolerances.py allows.
+    peer_error: relative, of a peer that float32 takes further off than bench/tolerances.py allows.
     """
 
     stem: str

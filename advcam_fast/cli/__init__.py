@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from advcam_fast.cli import (  # noqa: F401  (each adds its verb)
+    bench,
     demo,
     doctor,
     export,

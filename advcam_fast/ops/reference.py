@@ -1,7 +1,7 @@
 """Every op in plain PyTorch: the oracle of the tests, the tutorial, and the fallback where no kernel was built.
 
 Nothing here is fused or in place (climb_step apart, whose contract is to write its image), and all of it runs in the
-dtype of its inputs: give float64 to get the reference that tests/tolerances.py measures against.
+dtype of its inputs: give float64 to get the reference that bench/tolerances.py measures against.
 """
 
 from __future__ import annotations

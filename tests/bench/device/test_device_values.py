@@ -14,8 +14,8 @@ import test_max_pool
 import test_random_walk
 import test_threshold_sweep
 import torch
-from agreement import check
 
+from advcam_fast.bench.agreement import check
 from advcam_fast.bench.cases import CASES, EVALUATION_CASES, Arguments, mapped
 from advcam_fast.ops import reference
 

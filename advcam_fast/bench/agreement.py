@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tolerances import close
 from torch import Tensor
 
 from advcam_fast.bench.cases import Arguments, mapped, outputs
+from advcam_fast.bench.tolerances import close
 from advcam_fast.ops import reference
 
 
@@ -25,7 +25,7 @@ def check(
     copy: Callable[[Tensor], Tensor] = torch.clone,
     limit: float | None = None,
 ) -> dict[str, Tensor]:
-    """Fails unless `run` equals the float64 reference on the CPU; it gets copies, and its results are returned.
+    """AssertionError unless `run` equals the float64 reference on the CPU; it gets copies. Returns its results.
 
     limit: a relative error in the place of the table's, for a peer that is not as exact.
     """
@@ -36,11 +36,10 @@ def check(
     got = outputs(stem, run, mapped(arguments, copy))
     for name, result in got.items():
         if name == "network_input":
-            assert torch.equal(result, got["image"].to(result.dtype)), "network_input is not the image, rounded"
-        elif not result.is_floating_point():
-            assert torch.equal(result.cpu(), want[name]), f"the {name} differ"
-        elif limit is not None:
-            assert (result.cpu().double() - want[name]).abs().max() <= limit * want[name].abs().max(), name
-        else:
-            close(result.cpu(), want[name])
+            if not torch.equal(result, got["image"].to(result.dtype)):
+                raise AssertionError("network_input is not the image, rounded")
+        elif result.is_floating_point():
+            close(result.cpu(), want[name], limit=limit)
+        elif not torch.equal(result.cpu(), want[name]):
+            raise AssertionError(f"the {name} differ")
     return got
