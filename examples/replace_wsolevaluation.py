@@ -1,7 +1,7 @@
 """Boxes and MaxBoxAcc without a thousand contour calls a map: `python examples/replace_wsolevaluation.py`.
 
-The common evaluator of weakly supervised localisation thresholds a map at 1,000 levels and calls cv2.findContours at each.
-A map of bytes has 256 of them; component_boxes finds the boxes of all in one sweep, the same ones in the same order.
+The common evaluator of weakly supervised localisation thresholds a map at 1,000 levels and calls cv2.findContours at
+each. A map of bytes has 256 of them; component_boxes finds the boxes of all in one sweep, the same in the same order.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def box_iou(found: Tensor, truth: Tensor) -> Tensor:
 
 
 def max_box_acc(maps: Tensor, truth: Tensor, iou: float = 0.5) -> float:
-    """The share of images whose box overlaps the true one [B, 4] by `iou`, at the one level that is best for the set."""
+    """The share of images whose box overlaps the true one [B, 4] by `iou`, at the level that is best for the set."""
     return (box_iou(largest_boxes(maps), truth[:, None]) >= iou).double().mean(0).max().item()
 
 

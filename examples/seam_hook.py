@@ -1,7 +1,7 @@
 """SEAM-style networks: climb one map, accumulate another. `python examples/seam_hook.py`
 
-SEAM's class maps are refined by a pixel correlation module (PCM). Its authors' advice for AdvCAM: climb on the average of
-the cam head *before* PCM, accumulate the map *after* it, foreground only, 8 steps, lambda = 2.
+SEAM's class maps are refined by a pixel correlation module (PCM). The advice of AdvCAM's authors: climb on the average
+of the cam head *before* PCM, accumulate the map *after* it, foreground only, 8 steps, lambda = 2.
 """
 
 from __future__ import annotations

@@ -187,8 +187,8 @@ def _by_numpy(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def _by_torchmetrics(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-    sides = {"num_classes": CLASSES + 1, "ignore_index": 255, "validate_args": False}
-    return multiclass_confusion_matrix(torch.from_numpy(predicted), torch.from_numpy(truth), **sides).numpy()
+    given = torch.from_numpy(predicted), torch.from_numpy(truth)
+    return multiclass_confusion_matrix(*given, num_classes=CLASSES + 1, ignore_index=255, validate_args=False).numpy()
 
 
 def _of_case(case: Case) -> Duel:

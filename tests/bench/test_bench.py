@@ -78,7 +78,7 @@ def test_table_chart_and_comparison() -> None:
     table = table_of(found)
     assert "no time, since the results differ" in table and "divided by 16" in table and table.count("×") == 1
     assert compared(found, before) == [("a sum", "another", pytest.approx(rows[0].ratio / 2), rows[0].ratio, 2.0)]
-    assert comparison_of(found, before).splitlines()[-1].endswith("| 2.00 |")
+    assert comparison_of(found, before).splitlines()[-1].endswith(" 2.00 |")
     picture = io.BytesIO()
     draw(found, picture)
     assert Image.open(picture).format == "PNG"
