@@ -64,7 +64,7 @@ def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "NATIVE_ERROR", "[/lib/x.so]: undefined symbol :cat:")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "timm" else object())
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        cli.doctor(False)
+        cli.doctor.doctor(False)
     assert "could not be loaded ([/lib/x.so]: undefined symbol :cat:)" in out.getvalue()
     advice = "in the source folder: pip install '.[models]'"
     assert f"timm is not installed (timm networks, efficientnet_lite0): {advice}" in out.getvalue()
@@ -153,9 +153,9 @@ def test_demo_interrupted_before_any_map_draws_nothing(tmp_path: Path, monkeypat
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.labelling, "label_dataset", interrupted)
+    monkeypatch.setattr(cli.label.labelling, "label_dataset", interrupted)
     with pytest.raises(typer.Exit) as left, contextlib.redirect_stderr(io.StringIO()) as err:
-        cli.demo(tmp_path / "demo", "cam", False)
+        cli.demo.demo(tmp_path / "demo", "cam", False)
     assert left.value.exit_code == 130
     assert err.getvalue().endswith("stopped; the same command goes on from here\n")
     assert not (tmp_path / "demo" / "pictures").exists()

@@ -1,0 +1,100 @@
+"""What the verbs say: a progress bar over the items of a folder, and how it ended."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from advcam_fast.pipelines import label as labelling
+from advcam_fast.store import ItemFolder
+
+
+def plain_console(stderr: bool) -> Console:
+    """Prints text as it is: brackets and colons are part of class names and paths, not markup."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+console = plain_console(stderr=True)
+
+
+def say(line: str, style: str | None = None) -> None:
+    console.print(line, style=style, soft_wrap=True)
+
+
+def with_progress(
+    doing: str, folder: ItemFolder, total: int, work: Callable[[Any], None], as_json: bool
+) -> dict[str, Any]:
+    """Does work on the items of a folder under a progress bar; what the folder holds at its end, or at Ctrl-C."""
+    begin, before, interrupted = time.monotonic(), len(folder.done_ids()), False
+    with _bar(doing, total, before, hidden=as_json) as advance:
+        try:
+            work(advance)
+        except KeyboardInterrupt:
+            interrupted = True
+    failures = [record for record in folder.records() if record.status == "failed"] if folder.counts()["failed"] else []
+    now = len(folder.done_ids()) - before
+    seconds = time.monotonic() - begin
+    return {
+        **folder.counts(),
+        "images": total,
+        "done_before": before,
+        "done_now": now,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(now / seconds, 3) if seconds > 0 else 0.0,
+        "failures": [{"id": record.id, "reason": record.reason} for record in failures],
+        "interrupted": interrupted,
+    }
+
+
+@contextmanager
+def _bar(doing: str, total: int, done: int, hidden: bool) -> Iterator[Any]:
+    columns = (
+        TextColumn(doing),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    begin = time.monotonic()
+    with Progress(*columns, console=console, disable=hidden) as progress:
+        task = progress.add_task(doing, total=total, completed=done, rate="")
+
+        def advance(now: labelling.Progress) -> None:
+            rate = (now.done - done) / max(time.monotonic() - begin, 1e-9)
+            progress.update(task, completed=now.done, rate=f"{rate:.2f} images/s")
+
+        yield advance
+
+
+def report(summary: dict[str, Any], out: Path, as_json: bool, made: str = "maps") -> None:
+    """Says how the run ended and leaves with its exit code."""
+    if as_json:
+        print(json.dumps(summary), flush=True)  # a reader that went away is met here, not at exit
+    else:
+        for failure in summary["failures"][:20]:
+            say(f"failed: {failure['id']}: {failure['reason']}")
+        if len(summary["failures"]) > 20:
+            say(f"and {len(summary['failures']) - 20} more, see {out / 'manifest'}")
+        executor = f", executor: {summary['executor']}" if "executor" in summary else ""
+        say(
+            f"{out}: {summary['ok']} of {summary['images']} images have {made}, {summary['failed']} failed; "
+            f"{summary['done_now']} done now in {summary['seconds']:.1f} s "
+            f"({summary['images_per_second']:.2f} images/s{executor})"
+        )
+        if "picture" in summary:
+            say(f"look at {summary['picture']}")
+        if summary["interrupted"]:
+            say("stopped; the same command goes on from here")
+    if summary["interrupted"]:
+        raise typer.Exit(130)
+    if summary["failed"]:
+        raise typer.Exit(3)
