@@ -14,7 +14,7 @@ import typer
 import advcam_fast as af
 from advcam_fast.cli.app import Json, Retry, Set, app
 from advcam_fast.cli.console import report, with_progress
-from advcam_fast.data import open_dataset
+from advcam_fast.data import AVAILABLE, open_dataset
 from advcam_fast.errors import UsageError
 from advcam_fast.pipelines import refine as refining
 from advcam_fast.refine import REFINE_PRESETS, RefineConfig
@@ -41,9 +41,7 @@ def refine(
     source = RunFolder.read(run)
     spec = data or str(source.settings.get("data", ""))
     if not spec or spec == "demo":
-        raise UsageError(
-            f"{run}: it does not say where its images are: add --data csv:FILE, folder:DIR or voc:DIR#split"
-        )
+        raise UsageError(f"{run}: it does not say where its images are: add --data {AVAILABLE}")
     dataset, where = open_dataset(spec), out or run / "masks"
     facts = {"preset": preset, "data": spec}
     with open_masks(source, where, config, retry_failed=retry_failed, info=facts) as (masks, classes):

@@ -24,8 +24,8 @@ def read_imagenet(directory: Path, split: str, spec: str) -> Dataset:
     """Lists train or val of ILSVRC/Data/CLS-LOC; DIR/metadata/ILSVRC instead, where it is.
 
     Classes are the numbers 0 to 999 in the order of LOC_synset_mapping.txt, which is the order of every ImageNet head,
-    as text: ImageNet's names are not unique (crane, maillot). Boxes are as written: of val from LOC_val_solution.csv, of
-    train from an image's XML when it is read, where there is one. Raises UsageError naming what the layout lacks.
+    as text: ImageNet's names are not unique (crane, maillot). Boxes are as written: of val from LOC_val_solution.csv,
+    of train from an image's XML when it is read, where there is one. Raises UsageError naming what the layout lacks.
     """
     if has_metadata(directory, "ILSVRC"):
         return read_wsol(directory, "ILSVRC", split, spec)

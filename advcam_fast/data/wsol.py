@@ -1,4 +1,4 @@
-"""The layout of the common WSOL evaluator (Choe et al., CVPR 2020): lists in metadata/NAME/SPLIT, files in dataset/NAME."""
+"""The layout of the common WSOL evaluator (Choe et al., CVPR 2020): metadata/NAME/SPLIT and dataset/NAME."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def read_wsol(directory: Path, name: str, split: str, spec: str, masks: bool = F
     if not paths:
         raise UsageError(f"{ids}: the split is empty")
     labels = {path: _number(text, where) for path, (text,), where in _fields(folder / "class_labels.txt", 1)}
-    count = max(labels.values(), default=-1) + 1
-    boxes, unions = _localization(folder / "localization.txt", images, labels, masks)
-    frames = {} if masks else _frames(folder / "image_sizes.txt")
     unlabelled = [path for path in paths if path not in labels]
     if unlabelled:
         raise UsageError(f"{folder / 'class_labels.txt'}: it has no line for {unlabelled[0]!r} of image_ids.txt")
+    count = max(labels.values(), default=-1) + 1
+    boxes, unions = _localization(folder / "localization.txt", images, labels, masks)
+    frames = {} if masks else _frames(folder / "image_sizes.txt")
     items = [
         Item(
             item_id, images / path, (str(labels[path]),), unions.get(path), None, boxes.get(path, ()), frames.get(path)
