@@ -34,7 +34,7 @@ def with_progress(
 ) -> dict[str, Any]:
     """Does work on the items of a folder under a progress bar; what the folder holds at its end, or at Ctrl-C."""
     begin, before, interrupted = time.monotonic(), len(folder.done_ids()), False
-    with _bar(doing, total, before, hidden=as_json) as advance:
+    with bar(doing, total, before, hidden=as_json) as advance:
         try:
             work(advance)
         except KeyboardInterrupt:
@@ -55,7 +55,7 @@ def with_progress(
 
 
 @contextmanager
-def _bar(doing: str, total: int, done: int, hidden: bool) -> Iterator[Any]:
+def bar(doing: str, total: int, done: int, hidden: bool) -> Iterator[Any]:
     columns = (
         TextColumn(doing),
         BarColumn(),
@@ -70,7 +70,7 @@ def _bar(doing: str, total: int, done: int, hidden: bool) -> Iterator[Any]:
 
         def advance(now: labelling.Progress) -> None:
             rate = (now.done - done) / max(time.monotonic() - begin, 1e-9)
-            progress.update(task, completed=now.done, rate=f"{rate:.2f} images/s")
+            progress.update(task, completed=now.done, total=now.total, rate=f"{rate:.2f} images/s")
 
         yield advance
 

@@ -12,18 +12,19 @@ from advcam_fast.data.dataset import Box, Item
 from advcam_fast.data.images import ImageError, read_mask
 
 
-def read_truth(item: Item, size: tuple[int, int]) -> Tensor:
+def read_truth(item: Item, size: tuple[int, int], resized: bool = False) -> Tensor:
     """The mask of an item: uint8 [H, W] of `size`, 0 background, v > 0 class v - 1, 255 ignored.
 
-    Raises ImageError for one that is missing, broken or of another size.
+    resized: one of another size is brought to it by nearest neighbour. Raises ImageError for one that is missing,
+    broken or, otherwise, of another size.
     """
     if item.mask is None:
         raise ImageError(f"{item.id}: it has no mask")
     mask = read_mask(item.mask) if isinstance(item.mask, Path) else item.mask.read(size)
-    if tuple(mask.shape) != size:
+    if tuple(mask.shape) != size and not resized:
         height, width = mask.shape
         raise ImageError(f"its mask is {width} x {height}, its maps are {size[1]} x {size[0]}")
-    return mask
+    return mask if tuple(mask.shape) == size else nearest(mask, size)
 
 
 def read_boxes(item: Item, size: tuple[int, int]) -> tuple[Box, ...]:
