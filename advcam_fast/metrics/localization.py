@@ -30,6 +30,9 @@ def score_map(full: Tensor) -> Tensor:
 
     (m − min m) / max(m − min m); zeros where the map is constant.
     """
+    low, high = full.aminmax()
+    if bool(low == high):  # resized it would be nothing but rounding
+        return torch.zeros(SIDE, SIDE)
     resized = F.interpolate(full[None, None].float(), (SIDE, SIDE), mode="bicubic", align_corners=False)[0, 0]
     return normalised(resized)
 
