@@ -17,7 +17,8 @@
 #include "tensor_view.h"
 
 namespace advcam {
-void bind_walk(py::module_& m);  // bindings_walk.cpp
+void bind_walk(py::module_& m);      // bindings_walk.cpp
+void bind_evaluate(py::module_& m);  // bindings_evaluate.cpp
 
 namespace {
 void climb_step(py::handle image_, py::handle gradient_, py::handle gradient_max_, double step,
@@ -258,6 +259,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("masked_relu_backward", &masked_relu_backward, "The gradient of masked_relu, in place; see csrc/masked_relu.h.",
         arg("gradient"), arg("bits"), arg("stream") = none, arg("num_threads") = 0);
   bind_walk(m);
+  bind_evaluate(m);
   m.def("dense_crf_workspace", [](int64_t sets, int64_t labels, int64_t height, int64_t width, bool f64) {
     DenseCrf call{};
     call.sets = sets, call.labels = labels, call.height = height, call.width = width;

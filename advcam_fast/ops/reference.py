@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from advcam_fast.ops.reference_evaluate import component_boxes, refuse_faults, refuse_steps, threshold_sweep  # noqa: F401
 from advcam_fast.ops.reference_walk import centroid_walk, color_walk, labels_at, random_walk  # noqa: F401
 
 
