@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
-from judged_runs import save_data, save_run
+from command_line import arrays
+from judged_runs import NAMES, ROWS, save_data, save_run, truth_of
 
 from advcam_fast import ops
 from advcam_fast.climb.plan import padded_size
@@ -64,3 +67,23 @@ def test_two_maps_of_one_class_and_tags_of_one_map_are_named(tmp_path: Path) -> 
     twice = save_run(tmp_path / "twice", settings=settings | {"class_map": {}}, labels=lambda tags: [*tags, *tags])
     result = evaluate([JudgedRun(twice, dataset)], Dataset(dataset.items[3:5], dataset.class_names, "x"), Wanted(True))
     assert dict(result.failures) == {"f": "two of its maps, dog, dog, are of one class of the data"}
+
+
+def test_pixels_are_judged_as_the_evaluator_does(tmp_path: Path) -> None:
+    """Every map by the mask of its own class at 224 x 224, what is ignored left out."""
+    cv2 = pytest.importorskip("cv2")
+    from metrics import plain_evaluator as plain
+
+    dataset = open_dataset(save_data(tmp_path / "data"))
+    folder = save_run(tmp_path / "run")
+    result = evaluate([JudgedRun(folder, dataset)], dataset, Wanted(True, pixels=True))
+    maps, masks = [], []
+    for number, (name, tags) in enumerate(ROWS):
+        given = tags.split(";") if tags else []
+        truth = cv2.resize(truth_of(number, given), (224, 224), interpolation=cv2.INTER_NEAREST)
+        stored = arrays(folder / "maps" / f"{name}.npz")["full"]
+        for label, one in zip(given, stored, strict=True):
+            maps.append(plain.score_map(one))
+            masks.append(np.where(truth == 255, 255, truth == 1 + NAMES.index(label)))
+    found = figures_of(result, dataset)["runs"][0]["pixels"]["advcam"]["PxAP"]["value"]
+    assert found == pytest.approx(plain.pixel_average_precision(maps, masks), abs=2e-5)

@@ -56,7 +56,7 @@ def test_box_accuracies_are_the_evaluators(coarse: int) -> None:
         [plain.scaled(box, *size) for box in random_boxes(generator, 1 + number % 3, *size)]
         for number, size in enumerate(sizes)
     ]
-    truths[3].append([0, 0, 1, 1])  # what nothing found is compared as, nearly
+    truths[3].append([0, 0, 0, 1])  # half of it is what stands for nothing found
     for number, map_ in enumerate(maps[:3]):  # boxes that are found
         boxes, largest = plain.boxes_at(map_, 0.4)
         truths[number][0] = boxes[largest if number < 2 else -1]
