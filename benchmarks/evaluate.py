@@ -5,7 +5,7 @@ python benchmarks/evaluate.py --images 1500 --threads 2
 Writes a run of so many images (1.5 labels each on average, fp16) and their masks into a temporary folder, evaluates it
 at the paper's 20 thresholds and at the default 100, and scales the time to the 10,582 images of train_aug: it grows
 with the images and nothing else does but the ids. Beside it the sweep as the released code makes it, one pass over all
-files for each threshold, on --naive of the images, on one thread. Results go to results/evaluate.json.
+files for each threshold, on --naive of the images, on one thread. Results go to results/evaluation.json.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from advcam_fast.pipelines.evaluate import DEFAULT_THRESHOLDS, PAPER_THRESHOLDS,
 from advcam_fast.pipelines.judged_run import JudgedRun
 from advcam_fast.store import RunFolder
 
-RESULTS = Path(__file__).resolve().parent / "results" / "evaluate.json"
+RESULTS = Path(__file__).resolve().parent / "results" / "evaluation.json"
 TRAIN_AUG = 10_582
 HEIGHT, WIDTH = 375, 500
 LABELS = (1, 1, 2, 1, 3, 1)
