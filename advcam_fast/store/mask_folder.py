@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from advcam_fast.data import read_mask
 from advcam_fast.store.item_folder import ItemFolder
 
 MOST_CLASSES = 254  # 0 is the background, 255 ignored
@@ -28,6 +29,10 @@ class MaskFolder(ItemFolder):
         Raises ValueError for another tensor, StoreError if the disk is full: then nothing of the item is left.
         """
         self._finish(item_id, encode_mask(mask), flags, labels)
+
+    def read_mask(self, item_id: str) -> torch.Tensor:
+        """The mask of an item that is ok: uint8 [H, W]. Raises StoreError, or ImageError for a damaged file."""
+        return read_mask(self._existing(item_id))
 
 
 def encode_mask(mask: torch.Tensor) -> bytes:
