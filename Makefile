@@ -33,10 +33,11 @@ bench: $(VENV)/.built
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/cpu.json
 	$(BIN)/python -m advcam_fast.bench.table benchmarks/results/cpu.json
 
-# The pictures of the docs.
+# The pictures of the docs; those of the report need a Chromium.
 pictures: demo
 	mkdir -p docs
 	$(BIN)/python -c "from PIL import Image; Image.open('demo_run/pictures/maps.png').save('docs/maps.jpg', quality=88)"
+	$(BIN)/python docs/screenshots.py demo_run/run/report docs
 
 # An editable install, since tests run from the root import the folder and not an installed wheel. The build tools are
 # installed first, so that it also builds where the machine's own cmake is old.

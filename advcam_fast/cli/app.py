@@ -19,6 +19,9 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines, and no progress bar.")]
 Out = Annotated[Path, typer.Option(help="The run folder; an unfinished run in it goes on.")]
+Run = Annotated[Path, typer.Option(help="The run folder of `label`.")]
+Data = Annotated[str | None, typer.Option(help="Where the images are; by default where `label` found them.")]
+Masks = Annotated[Path | None, typer.Option(help="The folder of masks; by default RUN/masks.")]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Try images again that failed.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting.")]
 

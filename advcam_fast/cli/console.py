@@ -55,6 +55,35 @@ def with_progress(
     }
 
 
+def with_bar(doing: str, total: int, work: Callable[[Any], None], as_json: bool) -> dict[str, Any]:
+    """Does work that keeps no record of its own under a progress bar; what it told of its items."""
+    begin, done, failures, interrupted = time.monotonic(), 0, [], False
+    with bar(doing, total, 0, hidden=as_json) as advance:
+
+        def heard(now: labelling.Progress) -> None:
+            nonlocal done
+            done = now.done
+            if now.reason:
+                failures.append({"id": now.item_id, "reason": now.reason})
+            advance(now)
+
+        try:
+            work(heard)
+        except KeyboardInterrupt:
+            interrupted = True
+    seconds = time.monotonic() - begin
+    return {
+        "ok": done - len(failures),
+        "failed": len(failures),
+        "images": total,
+        "done_now": done,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(done / seconds, 3) if seconds > 0 else 0.0,
+        "failures": failures,
+        "interrupted": interrupted,
+    }
+
+
 @contextmanager
 def bar(doing: str, total: int, done: int, hidden: bool) -> Iterator[Any]:
     begin = time.monotonic()
@@ -88,15 +117,15 @@ def _progress(hidden: bool) -> Progress:
     return Progress(*columns, console=console, disable=hidden)
 
 
-def report(summary: dict[str, Any], out: Path, as_json: bool, made: str = "maps") -> None:
-    """Says how the run ended and leaves with its exit code."""
+def report(summary: dict[str, Any], out: Path, as_json: bool, made: str = "maps", resumes: bool = True) -> None:
+    """Says how the run ended and leaves with its exit code; what resumes has a manifest to look into."""
     if as_json:
         print(json.dumps(summary), flush=True)  # a reader that went away is met here, not at exit
     else:
         for failure in summary["failures"][:20]:
             say(f"failed: {failure['id']}: {failure['reason']}")
         if len(summary["failures"]) > 20:
-            say(f"and {len(summary['failures']) - 20} more, see {out / 'manifest'}")
+            say(f"and {len(summary['failures']) - 20} more, see {out / 'manifest' if resumes else '--json'}")
         executor = f", executor: {summary['executor']}" if "executor" in summary else ""
         say(
             f"{out}: {summary['ok']} of {summary['images']} images have {made}, {summary['failed']} failed; "
@@ -109,8 +138,10 @@ def report(summary: dict[str, Any], out: Path, as_json: bool, made: str = "maps"
             say(f"trained on {summary['trained_on']} images; weights: {summary['weights']}")
         if "picture" in summary:
             say(f"look at {summary['picture']}")
+        if "page" in summary:
+            say(f"open {summary['page']} in a browser")
         if summary["interrupted"]:
-            say("stopped; the same command goes on from here")
+            say("stopped; the same command goes on from here" if resumes else "stopped; nothing of it was kept")
     if summary["interrupted"]:
         raise typer.Exit(130)
     if summary["failed"]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import advcam_fast as af
-from advcam_fast.cli.app import Json, Retry, Set, app
+from advcam_fast.cli.app import Data, Json, Retry, Run, Set, app
 from advcam_fast.cli.console import report, with_progress
 from advcam_fast.data import AVAILABLE, open_dataset
 from advcam_fast.errors import UsageError
@@ -25,7 +25,7 @@ from advcam_fast.store import InstanceFolder, MaskFolder, RunFolder
 
 @app.command(epilog="Example: advcam-fast refine --run run --preset color-walk")
 def refine(
-    run: Annotated[Path, typer.Option(help="The run folder of `label`.")],
+    run: Run,
     preset: Annotated[
         str | None, typer.Option(help=f"{', '.join(REFINE_PRESETS)}. Default: color-walk, irn with a net.")
     ] = None,
@@ -35,7 +35,7 @@ def refine(
     crf: Annotated[bool | None, typer.Option("--crf/--no-crf", help="With a dense CRF at the end, or without.")] = None,
     instances: Annotated[bool, typer.Option("--instances", help="Single objects too; needs --walk FILE.")] = False,
     set_: Set = None,
-    data: Annotated[str | None, typer.Option(help="Where the images are; by default where `label` found them.")] = None,
+    data: Data = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="The folder of masks; by default RUN/masks.")] = None,
     retry_failed: Retry = False,
@@ -58,7 +58,7 @@ def refine(
     net = None if file is None else load_affinity_net(file, run_on)
     facts = {"preset": preset, "data": dataset.spec, "device": str(run_on)}
     options: dict[str, Any] = {"retry_failed": retry_failed, "info": facts, "net": net}
-    beside = where.with_name("instances" if out is None else f"{where.name}_instances")
+    beside = refining.instances_beside(where)
     with ExitStack() as opened:
         masks, classes = opened.enter_context(open_masks(source, where, config, **options))
         objects = opened.enter_context(_open_instances(source, beside, config, **options)) if instances else None

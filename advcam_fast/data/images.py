@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,10 +27,30 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
 
 
 class ImageError(ValueError):
     """A file that cannot be used as an image or mask: one line with the file and the reason."""
+
+
+class ImageHeader(NamedTuple):
+    """What an image file says of itself: its size once it is upright, Pillow's format name, whether EXIF turns it."""
+
+    height: int
+    width: int
+    format: str
+    turned: bool
+
+
+def image_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
+    """Reads an image's header, and pixels only of PNGs without EXIF; raises ImageError as read_image does."""
+    with _opened(path, max_pixels) as image:
+        turn = _turn(image)
+        width, height = image.size
+        if turn in _SIDEWAYS:
+            width, height = height, width
+        return ImageHeader(height, width, "JPEG" if image.format == "MPO" else str(image.format), turn is not None)
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
@@ -90,6 +111,15 @@ def _resize_on_device(image: torch.Tensor, height: int, width: int) -> torch.Ten
 @contextmanager
 def _upright(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
     """Opens, checks, decodes and turns an image; every failure, the caller's block included, becomes ImageError."""
+    with _opened(path, max_pixels) as image:
+        image.load()
+        turn = _turn(image)
+        yield image if turn is None else image.transpose(turn)
+
+
+@contextmanager
+def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
+    """Opens and checks an image; every failure, the caller's block included, becomes ImageError."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -100,8 +130,7 @@ def _upright(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
             width, height = image.size
             if width * height > max_pixels:
                 raise ValueError(f"{width} x {height} is over the limit of {max_pixels:,} pixels")
-            image.load()
-            yield _turned(image)
+            yield image
     except UnidentifiedImageError:
         raise ImageError(f"{path}: not a JPEG, PNG, GIF, BMP, TIFF, WebP or PPM image") from None
     except Exception as error:  # on damaged bytes Pillow's decoders raise nearly every type there is
@@ -109,12 +138,11 @@ def _upright(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
         raise ImageError(f"{path}: {' '.join(reason.split())}") from error
 
 
-def _turned(image: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a damaged EXIF block says nothing about the rotation; the pixels are whole
-        return image
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

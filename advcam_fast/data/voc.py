@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from advcam_fast.data.annotations import read_objects
 from advcam_fast.data.dataset import Box, Dataset, Item
@@ -87,3 +90,12 @@ def _read_item(directory: Path, name: str, masks: str) -> Item:
     present = {label for label, _ in objects}
     boxes = tuple(Box(label, *(max(side - 1, 0) for side in corners)) for label, corners in objects if corners)
     return Item(name, path, tuple(label for label in VOC_CLASSES if label in present), known_mask, boxes=boxes)
+
+
+@cache
+def voc_palette() -> bytes:
+    """256 colours of 3 bytes: bit 3 i + c of a value is bit 7 - i of colour c, as the VOC development kit has it."""
+    value = np.arange(256)[:, None]
+    channel = np.arange(3)
+    colours = sum(((value >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(8))
+    return np.asarray(colours, np.uint8).tobytes()

@@ -41,6 +41,11 @@ def run_digest(run: RunFolder) -> str:
     return digest.hexdigest()
 
 
+def instances_beside(masks: Path) -> Path:
+    """The folder of the instances that belong to a folder of masks."""
+    return masks.with_name("instances" if masks.name == "masks" else f"{masks.name}_instances")
+
+
 def refine_run(
     run: RunFolder,
     dataset: Dataset,

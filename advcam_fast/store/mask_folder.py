@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from functools import cache
+from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
-from advcam_fast.data import read_mask
+from advcam_fast.data import read_mask, voc_palette
 from advcam_fast.store.item_folder import ItemFolder
 
 MOST_CLASSES = 254  # 0 is the background, 255 ignored
@@ -30,9 +29,13 @@ class MaskFolder(ItemFolder):
         """
         self._finish(item_id, encode_mask(mask), flags, labels)
 
+    def mask_file(self, item_id: str) -> Path:
+        """The file of an item that is ok, whole; raises StoreError if it is not."""
+        return self._existing(item_id)
+
     def read_mask(self, item_id: str) -> torch.Tensor:
         """The mask of an item that is ok: uint8 [H, W]. Raises StoreError, or ImageError for a damaged file."""
-        return read_mask(self._existing(item_id))
+        return read_mask(self.mask_file(item_id))
 
 
 def encode_mask(mask: torch.Tensor) -> bytes:
@@ -44,12 +47,3 @@ def encode_mask(mask: torch.Tensor) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=False)
     return buffer.getvalue()
-
-
-@cache
-def voc_palette() -> bytes:
-    """256 colours of 3 bytes: bit 3 i + c of a value is bit 7 - i of colour c, as the VOC development kit has it."""
-    value = np.arange(256)[:, None]
-    channel = np.arange(3)
-    colours = sum(((value >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(8))
-    return np.asarray(colours, np.uint8).tobytes()

@@ -9,7 +9,7 @@ import pytest
 from command_line import CLASSES, Ended, manifest, save_list, save_photo
 from PIL import Image
 
-from advcam_fast.store.mask_folder import voc_palette
+from advcam_fast.data import voc_palette
 
 ROWS = [("a.png", CLASSES[0]), ("b/c.png", f"{CLASSES[1]};{CLASSES[0]}"), ("d.png", ""), ("e.png", CLASSES[2])]
 NAMES = sorted(CLASSES[:3])

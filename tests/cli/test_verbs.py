@@ -82,6 +82,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
 def test_demo_draws_every_map_and_a_sheet(demo: tuple[Path, Ended]) -> None:
     out, ended = demo
     assert f"look at {out / 'pictures' / 'maps.png'}" in ended.err
+    assert f"open {out / 'run' / 'report' / 'index.html'} in a browser" in ended.err
+    assert len(list((out / "run" / "report" / "thumbs").rglob("*.jpg"))) == len(PHOTOS)
     wanted = {"maps.png"}
     for name, tags in PHOTOS.items():
         photo = np.asarray(Image.open(out / "photos" / name).convert("RGB"))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFile
 
-from advcam_fast.data import ImageError, read_image, read_mask, resize_image
+from advcam_fast.data import ImageError, image_header, read_image, read_mask, resize_image
 from advcam_fast.data.images import _resize_on_device
 
 # [H, W, 3]: four flat quarters, so that lossy formats keep their colours
@@ -167,6 +167,19 @@ DAMAGE_IS_WARNED_OF = pytest.mark.filterwarnings("ignore:(Corrupt EXIF|Tag data 
 def test_damaged_exif_does_not_cost_the_image(tmp_path: Path, suffix: str, exif: bytes) -> None:
     got = pixels(save(tmp_path / f"a.{suffix}", Image.fromarray(QUARTERS), exif=exif))
     assert got.shape == QUARTERS.shape
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_header_knows_the_size_that_is_read(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.new("RGB", (7, 4)).save(tmp_path / "x.dat", "JPEG", exif=exif)
+    header = image_header(tmp_path / "x.dat")
+    assert (header.height, header.width) == tuple(read_image(tmp_path / "x.dat").shape[1:])
+    assert (header.format, header.turned) == ("JPEG", orientation != 1)
+    (tmp_path / "y.jpg").write_bytes(b"no image")
+    with pytest.raises(ImageError, match="not a JPEG"):
+        image_header(tmp_path / "y.jpg")
 
 
 def test_animation_gives_its_first_frame(tmp_path: Path) -> None:

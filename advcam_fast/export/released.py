@@ -1,0 +1,45 @@
+"""The files of the released AdvCAM and IRN code: a pickled dictionary in an .npy. Written only, never read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from advcam_fast.export.item import ExportItem
+from advcam_fast.export.objects import STRIDE
+
+
+class ReleasedExport:
+    """NAME.npy: keys, int64 [n], the classes from 0; cam, float32 [n, (H-1)//4+1, (W-1)//4+1]; high_res [n, H, W].
+
+    As in that code keys and cam are torch tensors and high_res is an array. Where the run has no maps of full size
+    (`label --full`), high_res is cam enlarged.
+    """
+
+    NEEDS_MASKS = False
+
+    def __init__(self, folder: Path, classes: Sequence[str], copy_images: bool) -> None:
+        self._folder = folder
+
+    def add(self, item: ExportItem) -> None:
+        cam = item.maps["strided"]
+        whole = item.maps["full"] if "full" in item.maps else _enlarged(cam, item.picture.size)
+        content = {"keys": item.maps["classes"], "cam": cam, "high_res": whole.numpy()}
+        file = self._folder / f"{item.name}.npy"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, np.array(content, dtype=object), allow_pickle=True)
+
+    def close(self) -> None:
+        return
+
+
+def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if len(maps) == 0:
+        return maps.new_zeros(0, *size)
+    large = interpolate(maps[None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[0]
+    large = large[:, : size[0], : size[1]]
+    return large / (large.amax((1, 2), keepdim=True) + 1e-5)
