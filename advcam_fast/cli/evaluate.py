@@ -15,6 +15,7 @@ from advcam_fast.cli.refine import images_of
 from advcam_fast.data import AVAILABLE, open_dataset
 from advcam_fast.errors import UsageError
 from advcam_fast.pipelines import evaluate as evaluating
+from advcam_fast.pipelines.evaluate_instances import instance_figures
 from advcam_fast.pipelines.evaluation_files import write_comparison, write_evaluation
 from advcam_fast.pipelines.judged_run import JudgedRun
 from advcam_fast.store import RunFolder
@@ -42,7 +43,12 @@ def evaluate(
     except KeyboardInterrupt:
         say("stopped; nothing was written")
         raise typer.Exit(130) from None
+    if len(run) == 1:
+        precision, without = instance_figures(judged[0], dataset, masks)
+        result.failures += [pair for pair in without if pair not in result.failures]
     figures = evaluating.figures_of(result, dataset)
+    if len(run) == 1 and precision:
+        figures["runs"][0]["instances"] = precision
     file = write_evaluation(result, figures, dataset) if len(run) == 1 else write_comparison(result, figures)
     if as_json:
         print(json.dumps(figures), flush=True)
@@ -107,6 +113,8 @@ def _table(run: dict[str, Any]) -> Table:
                     value = _signed(own) if name == "gain" else _ranged(own["value"], own["interval"])
                     at = f"{own['threshold']:.3f}" if "threshold" in own else ""
                     table.add_row("AdvCAM over CAM" if name == "gain" else name, measure, value, at)
+    for measure, precision in run.get("instances", {}).items():
+        table.add_row("instances", measure, f"{precision:.3f}" if precision >= 0 else "none of that size", "")
     return table
 
 

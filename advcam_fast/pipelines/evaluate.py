@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,11 +28,11 @@ from advcam_fast.metrics.localization import (
 from advcam_fast.metrics.segmentation import SIZES, ImageCounts, SegmentationMeter, count_maps, count_mask
 from advcam_fast.pipelines.judged_run import METHODS, JudgedRun, RunMaps
 from advcam_fast.pipelines.label import Progress
+from advcam_fast.pipelines.per_image import PerImage
 from advcam_fast.store import StoreError
 
 PAPER_THRESHOLDS = tuple(step / 100 for step in range(15, 35))
 DEFAULT_THRESHOLDS = tuple(step / 100 for step in range(100))
-EXAMPLES = 4  # images shown of the best, and of the worst
 MASKS = "masks"
 
 
@@ -111,8 +110,7 @@ class Evaluation:
     evaluated: int = 0
     without_truth: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)  # id, reason
-    best: list[tuple[float, str]] = field(default_factory=list)  # IoU of the first run's AdvCAM, id
-    worst: list[tuple[float, str]] = field(default_factory=list)
+    per_image: PerImage = field(default_factory=PerImage)  # mean IoU of the first run's AdvCAM
 
     def add(self, item: Item, found: list[Measured]) -> None:
         for meters, measured in zip(self.meters, found, strict=True):
@@ -120,13 +118,7 @@ class Evaluation:
         self.evaluated += 1
         counts = found[0].segmentation.get(METHODS[0])
         if counts is not None and len(counts.ious):
-            score = float(counts.ious.mean(0).max())
-            _keep(self.best, (score, item.id))
-            _keep(self.worst, (-score, item.id))
-
-
-def _keep(heap: list[tuple[float, str]], entry: tuple[float, str]) -> None:
-    (heapq.heappush if len(heap) < EXAMPLES else heapq.heappushpop)(heap, entry)
+            self.per_image.add(item.id, counts.ious.mean(0))
 
 
 def evaluate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import io
 import json
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from advcam_fast.report.plots import class_plot, curve_plot, group_plot
 from advcam_fast.store.files import write_whole
 
 FOLDER = "evaluation"
+PER_IMAGE_FILE = f"{FOLDER}/per_image.jsonl"  # {"id", "iou"} a line: AdvCAM's at the set's best threshold
+EXAMPLES = 4  # images shown of the best, and of the worst
 _SHOWN = {"advcam": "AdvCAM", "cam": "CAM", "masks": "masks"}
 
 
@@ -30,9 +33,13 @@ def write_evaluation(result: Evaluation, figures: dict[str, Any], dataset: Datas
     if "segmentation" in figures:
         parts = {_SHOWN[name]: part for name, part in figures["segmentation"].items() if name in _SHOWN}
         _plot_segmentation(run.path / FOLDER, parts)
-        for name, chosen in (("best", result.best), ("worst", result.worst)):
-            items = {item.id: item for item in dataset.items}
-            picture = _examples(run, [(items[item_id], abs(score)) for score, item_id in sorted(chosen, reverse=True)])
+        step = result.meters[0].segmentation["advcam"].best()  # one threshold for the set
+        lines = (json.dumps({"id": item_id, "iou": round(iou, 6)}) + "\n" for item_id, iou in result.per_image.at(step))
+        _write(run.path / PER_IMAGE_FILE, "".join(lines).encode())
+        items = {item.id: item for item in dataset.items}
+        for name, order in (("best", heapq.nlargest), ("worst", heapq.nsmallest)):
+            chosen = order(EXAMPLES, result.per_image.at(step), key=lambda pair: pair[1])
+            picture = _examples(run, [(items[item_id], iou) for item_id, iou in chosen])
             if picture is not None:
                 _write(run.path / FOLDER / f"{name}.png", picture)
     _write(run.path / "metrics.json", (json.dumps(figures, indent=1) + "\n").encode())

@@ -39,6 +39,20 @@ def plain_miou(run: Path, which: str, threshold: float) -> float:
     return float((hits / (confusion.sum(0) + confusion.sum(1) - hits)).mean())
 
 
+def plain_iou(run: Path, number: int, threshold: float) -> float:
+    """The mean IoU of the classes that an image's AdvCAM and truth have, by NumPy alone."""
+    name, tags = ROWS[number]
+    truth, maps = truth_of(number, tags.split(";")), arrays(run / "maps" / f"{name}.npz")
+    index = [1 + [NUMBERS[label] for label in NAMES].index(c) for c in maps["classes"]]
+    labels = np.array([0, *index])[np.concatenate([np.full((1, *truth.shape), threshold), maps["full"]]).argmax(0)]
+    known = truth != 255
+    ious = []
+    for value in sorted({*np.unique(truth[known]).tolist()} - {0}):
+        hit, either = (labels == value) & (truth == value) & known, ((labels == value) | (truth == value)) & known
+        ious.append(hit.sum() / either.sum())
+    return float(np.mean(ious))
+
+
 def test_the_figures_are_the_plain_ones(run: Run, data: str, tmp_path: Path) -> None:
     folder = save_run(tmp_path / "run")
     ended = run("evaluate", "--run", folder, "--data", data)
@@ -62,6 +76,11 @@ def test_the_figures_are_the_plain_ones(run: Run, data: str, tmp_path: Path) -> 
     )
     assert set(gain["by_size"]) == {name for name, size in part["by_size"].items() if size["objects"]}
     assert written["images"] == {"evaluated": 6, "failed": 0, "without_truth": 0}
+    at = written["segmentation"]["advcam"]["best"]["ours"]["threshold"]
+    lines = [json.loads(line) for line in (folder / "evaluation" / "per_image.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [name for name, tags in ROWS if tags]
+    wanted = [plain_iou(folder, number, at) for number, (_, tags) in enumerate(ROWS) if tags]
+    assert [line["iou"] for line in lines] == pytest.approx(wanted, abs=1e-6)
     for name in ("curve", "by_class", "by_size", "best", "worst"):
         assert Image.open(folder / "evaluation" / f"{name}.png").size[0] > 300
     assert not list(folder.rglob("*.tmp"))
