@@ -1,4 +1,4 @@
-"""AdvCAM of your own classifier, features with a linear head over their average: `python examples/own_classifier.py`."""
+"""AdvCAM of your classifier, features with a linear head over their average: `python examples/own_classifier.py`."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from advcam_fast.cli import (  # noqa: F401  (each adds its verb)
     bench,
     demo,
     doctor,
+    evaluate,
     export,
     label,
     refine,

@@ -35,7 +35,7 @@ def with_progress(
 ) -> dict[str, Any]:
     """Does work on the items of a folder under a progress bar; what the folder holds at its end, or at Ctrl-C."""
     begin, before, interrupted = time.monotonic(), len(folder.done_ids()), False
-    with _bar(doing, total, before, hidden=as_json) as advance:
+    with bar(doing, total, before, hidden=as_json) as advance:
         try:
             work(advance)
         except KeyboardInterrupt:
@@ -58,7 +58,7 @@ def with_progress(
 def with_bar(doing: str, total: int, work: Callable[[Any], None], as_json: bool) -> dict[str, Any]:
     """Does work that keeps no record of its own under a progress bar; what it told of its items."""
     begin, done, failures, interrupted = time.monotonic(), 0, [], False
-    with _bar(doing, total, 0, hidden=as_json) as advance:
+    with bar(doing, total, 0, hidden=as_json) as advance:
 
         def heard(now: labelling.Progress) -> None:
             nonlocal done
@@ -85,14 +85,14 @@ def with_bar(doing: str, total: int, work: Callable[[Any], None], as_json: bool)
 
 
 @contextmanager
-def _bar(doing: str, total: int, done: int, hidden: bool) -> Iterator[Any]:
+def bar(doing: str, total: int, done: int, hidden: bool) -> Iterator[Any]:
     begin = time.monotonic()
     with _progress(hidden) as progress:
         task = progress.add_task(doing, total=total, completed=done, note="")
 
         def advance(now: labelling.Progress) -> None:
             rate = (now.done - done) / max(time.monotonic() - begin, 1e-9)
-            progress.update(task, completed=now.done, note=f"{rate:.2f} images/s")
+            progress.update(task, completed=now.done, total=now.total, note=f"{rate:.2f} images/s")
 
         yield advance
 

@@ -12,7 +12,7 @@ import advcam_fast as af
 from advcam_fast.cli.app import Json, Out, Retry, Set, app
 from advcam_fast.cli.console import report, with_progress
 from advcam_fast.climb import PRESETS, ClimbConfig, MapMaker
-from advcam_fast.data import Dataset, match_labels, open_dataset
+from advcam_fast.data import AVAILABLE, Dataset, match_labels, open_dataset
 from advcam_fast.errors import UsageError
 from advcam_fast.pipelines import label as labelling
 from advcam_fast.store import RunFolder
@@ -20,7 +20,7 @@ from advcam_fast.store import RunFolder
 
 @app.command(epilog="Example: advcam-fast label --data csv:photos/labels.csv --model efficientnet_lite0 --out run")
 def label(
-    data: Annotated[str, typer.Option(help="folder:DIR, csv:FILE or voc:DIR#split.")],
+    data: Annotated[str, typer.Option(help=f"{AVAILABLE}.")],
     out: Out,
     model: Annotated[str, typer.Option(help="efficientnet_lite0, resnet50, squeezenet1_1, ..., or any timm name.")],
     weights: Annotated[str | None, typer.Option(help="A safetensors or torch weights file.")] = None,

@@ -14,7 +14,7 @@ import typer
 import advcam_fast as af
 from advcam_fast.cli.app import Data, Json, Retry, Run, Set, app
 from advcam_fast.cli.console import report, with_progress
-from advcam_fast.data import open_dataset
+from advcam_fast.data import AVAILABLE, open_dataset
 from advcam_fast.errors import UsageError
 from advcam_fast.models import AffinityNet, load_affinity_net
 from advcam_fast.pipelines import label as labelling
@@ -81,9 +81,7 @@ def images_of(run: RunFolder, data: str | None) -> str:
     """The SPEC of a run's images: as given, else as the run remembers it."""
     spec = data or str(run.settings.get("data", ""))
     if not spec or spec == "demo":
-        raise UsageError(
-            f"{run.path}: it does not say where its images are: add --data csv:FILE, folder:DIR or voc:DIR#split"
-        )
+        raise UsageError(f"{run.path}: it does not say where its images are: add --data {AVAILABLE}")
     return spec
 
 

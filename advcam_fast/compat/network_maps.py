@@ -65,16 +65,15 @@ class NetworkMaps:
         if self._climber is None:
             training = self.network.training
             try:
+                self.network.eval()
                 with torch.no_grad():
-                    weight = next(self.network.parameters(), images)
-                    logits = self.network.eval()(images[:1].to(weight))
+                    logits = self.network(images[:1].to(next(self.network.parameters(), images)))
+                if not isinstance(logits, Tensor) or logits.ndim != 2:
+                    raise UsageError(f"the network gives {type(logits).__name__}, wanted are logits [B, C]")
+                own = {"num_classes": logits.shape[1], "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+                model = GradCamModel(self.network, self.layer, **own)  # type: ignore[arg-type]
             finally:
                 self.network.train(training)
-            if not isinstance(logits, Tensor) or logits.ndim != 2:
-                raise UsageError(f"the network gives {type(logits).__name__}, wanted are logits [B, C]")
-            model = GradCamModel(
-                self.network, self.layer, num_classes=logits.shape[1], mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
-            )
             self._climber = GradClimber(model, self.config)
         return self._climber
 

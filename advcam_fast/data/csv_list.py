@@ -2,40 +2,56 @@
 
 from __future__ import annotations
 
-import os
-import posixpath
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from advcam_fast.data.dataset import Dataset, Item, item_ids
+from advcam_fast.data.dataset import Box, Dataset, Item, item_ids
 from advcam_fast.data.labels import ClassNames
+from advcam_fast.data.layout import Root
 from advcam_fast.data.text_files import read_lines, read_rows
 from advcam_fast.errors import UsageError
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_COLUMNS = "image,labels[,mask][,xmin,ymin,xmax,ymax]"
 
 
 @dataclass(slots=True)
 class _Entry:
     labels: dict[str, None] = field(default_factory=dict)  # an ordered set
     mask: str = ""
+    boxes: list[tuple[str, list[float]]] = field(default_factory=list)
+
+
+class _Row(NamedTuple):
+    line: int
+    image: str
+    labels: list[str]
+    mask: str
+    box: list[float] | None
 
 
 def read_csv_list(path: Path, spec: str) -> Dataset:
-    """Reads a CSV with the columns image,labels[,mask]; others are ignored.
+    """Reads a CSV with the columns image,labels[,mask][,xmin,ymin,xmax,ymax]; others are ignored.
 
     Paths are relative to the file's folder and must stay in it, symlinks resolved. Labels are joined by `;`, names or
     indices of classes.txt beside the file; without that file, names, and the sorted labels are the classes (all
-    numbers: sorted as numbers). Rows of the same image are merged. Raises UsageError naming file and line.
+    numbers: sorted as numbers). A row with a box (pixels, corners included) has one label; `label` is as good a name
+    for its column. Rows of the same image are merged. Raises UsageError naming file and line.
     """
-    root = _Root(path.parent)
+    root = Root(path.parent)
     entries: dict[str, _Entry] = {}
-    for number, image, labels, mask in _columns(path):
-        where = f"{path}, line {number}"
-        image = root.inside(image, where)
+    for row in _rows(path):
+        where = f"{path}, line {row.line}"
+        image = root.inside(row.image, where)
         entry = entries.setdefault(image, _Entry())
-        entry.labels.update(dict.fromkeys(label.strip() for label in labels.split(";") if label.strip()))
-        if mask:
-            mask = root.inside(mask, where)
+        entry.labels.update(dict.fromkeys(row.labels))
+        if row.box:
+            entry.boxes.append((row.labels[0], row.box))
+        if row.mask:
+            mask = root.inside(row.mask, where)
             if entry.mask not in ("", mask):
                 raise UsageError(f"{where}: {image} has two masks, {entry.mask} and {mask}")
             entry.mask = mask
@@ -48,53 +64,42 @@ def read_csv_list(path: Path, spec: str) -> Dataset:
             path=path.parent / image,
             labels=tuple(dict.fromkeys(names[label] for label in entry.labels)),
             mask=path.parent / entry.mask if entry.mask else None,
+            boxes=tuple(Box(names[label], *corners) for label, corners in entry.boxes),
         )
         for name, (image, entry) in zip(item_ids(list(entries)), entries.items(), strict=True)
     ]
     return Dataset(items, class_names, spec)
 
 
-def _columns(path: Path) -> Iterator[tuple[int, str, str, str]]:
+def _rows(path: Path) -> Iterator[_Row]:
     rows = read_rows(path)
     number, header = next(rows, (0, []))
     if not header:
-        raise UsageError(f"{path}: the file is empty, wanted the columns image,labels[,mask]")
-    if any(header.count(column) != 1 for column in ("image", "labels")) or header.count("mask") > 1:
-        raise UsageError(f"{path}, line {number}: columns {','.join(header)!r}, wanted image,labels[,mask] once each")
-    image, labels = header.index("image"), header.index("labels")
-    mask = header.index("mask") if "mask" in header else None
-    for number, row in rows:
-        if len(row) != len(header):
-            raise UsageError(f"{path}, line {number}: {len(row)} fields under {len(header)} columns")
-        yield number, row[image], row[labels], row[mask] if mask is not None else ""
+        raise UsageError(f"{path}: the file is empty, wanted the columns {_COLUMNS}")
+    tags = [column for column in header if column in ("label", "labels")]
+    corners = [header.count(corner) for corner in _CORNERS]
+    if header.count("image") != 1 or len(tags) != 1 or header.count("mask") > 1 or corners not in ([0] * 4, [1] * 4):
+        raise UsageError(f"{path}, line {number}: columns {','.join(header)!r}, wanted {_COLUMNS} once each")
+    for number, fields in rows:
+        if len(fields) != len(header):
+            raise UsageError(f"{path}, line {number}: {len(fields)} fields under {len(header)} columns")
+        row = dict(zip(header, fields, strict=True))
+        labels = [label.strip() for label in row[tags[0]].split(";") if label.strip()]
+        texts = [row.get(corner, "") for corner in _CORNERS]
+        box = _box(texts, labels, f"{path}, line {number}") if any(texts) else None
+        yield _Row(number, row["image"], labels, row.get("mask", ""), box)
 
 
-class _Root:
-    """The folder that the paths of a list may not leave."""
-
-    def __init__(self, folder: Path) -> None:
-        self._root = os.path.realpath(folder)
-        self._folders: dict[str, str] = {}  # the real path of each: a list has many files in few folders
-
-    def inside(self, text: str, where: str) -> str:
-        """The path without needless parts; raises UsageError if it is empty or leads out of the folder."""
-        if not text:
-            raise UsageError(f"{where}: no image is named")
-        if text.startswith("/") or ".." in text.split("/") or "\0" in text:
-            raise UsageError(f"{where}: path {text!r} is not below the list's folder")
-        path = posixpath.normpath(text)
-        folder, name = posixpath.split(path)
-        if folder not in self._folders:
-            self._folders[folder] = self._real(folder, text, where)
-        if os.path.islink(os.path.join(self._folders[folder], name)):
-            self._real(path, text, where)
-        return path
-
-    def _real(self, path: str, text: str, where: str) -> str:
-        real = os.path.realpath(os.path.join(self._root, path))
-        if os.path.commonpath([self._root, real]) != self._root:
-            raise UsageError(f"{where}: path {text!r} leads to {real}, out of the list's folder")
-        return real
+def _box(texts: list[str], labels: list[str], where: str) -> list[float]:
+    try:
+        x0, y0, x1, y1 = box = [float(text) for text in texts]
+    except ValueError:
+        box = []
+    if not box or not all(map(math.isfinite, box)) or x0 > x1 or y0 > y1:
+        raise UsageError(f"{where}: box {','.join(texts)}, wanted are numbers with xmin <= xmax and ymin <= ymax")
+    if len(labels) != 1:
+        raise UsageError(f"{where}: a box of {len(labels)} labels, wanted is one")
+    return box
 
 
 def _classes(path: Path, labels: dict[str, None]) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -7,12 +7,41 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Box(NamedTuple):
+    """A box around an object of a class, in pixels of the image, both corners included."""
+
+    label: str
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+class MaskSource(Protocol):
+    """A ground-truth mask that is made when it is asked for."""
+
+    def read(self, size: tuple[int, int]) -> Tensor:
+        """uint8 [H, W] for an image of `size` (H, W); raises ImageError where there is none of that size."""
+
+
+class BoxSource(Protocol):
+    """Ground-truth boxes that are read when they are asked for."""
+
+    def read(self) -> tuple[Box, ...]:
+        """Raises ImageError where they cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image: a unique id (its relative path without suffix), its class names (None: no tags given), its mask.
+    """One image: a unique id (its relative path without suffix), its class names (None: no tags given), its truth.
 
+    Masks and boxes (none: an empty tuple) may be files or sources that are read only by read_truth and read_boxes.
+    `frame` (H, W) is the size that the boxes were drawn at, where the data set says it.
     `problem` is set where the data set itself is broken for this item (an unreadable annotation): such an item is to
     be recorded as failed for that reason. Whether the image file is there and whole shows only when it is read.
     """
@@ -20,8 +49,10 @@ class Item:
     id: str
     path: Path
     labels: tuple[str, ...] | None = None
-    mask: Path | None = None
+    mask: Path | MaskSource | None = None
     problem: str | None = None
+    boxes: tuple[Box, ...] | BoxSource = ()
+    frame: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,17 @@
-"""`voc:DIR#split`: the published VOC2012 layout."""
+"""`voc:DIR#split`: the published VOC2012 layout, and that of its augmented lists and masks."""
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
-from xml.etree import ElementTree
+from typing import NamedTuple
 
 import numpy as np
 
-from advcam_fast.data.dataset import Dataset, Item
+from advcam_fast.data.annotations import read_objects
+from advcam_fast.data.dataset import Box, Dataset, Item
+from advcam_fast.data.layout import check_layout
 from advcam_fast.data.text_files import read_lines
 from advcam_fast.errors import UsageError
 
@@ -19,61 +22,74 @@ VOC_CLASSES = (
 )
 # fmt: on
 
+_LISTS = ("Segmentation", "SegmentationAug", "Main")
+_MASKS, _AUGMENTED = "SegmentationClass", "SegmentationClassAug"
+_NAME = r"(?P<name>[^\s/\0.][^\s/\0]*?)"
+_LINE = re.compile(
+    rf"{_NAME}|/?JPEGImages/{_NAME.replace('<name>', '<image>')}\.jpg\s+/?(?P<masks>\w+)/(?P=image)\.png"
+)
+
+
+class _Split(NamedTuple):
+    names: list[str]
+    masks: str  # the folder of their masks, where the list is one of images with masks
+
 
 def read_voc(directory: Path, split: str, spec: str) -> Dataset:
     """Lists a split with the classes of the objects in each annotation (difficult ones included, in VOC order).
 
-    An image whose annotation is missing or broken is an item with a `problem`. Masks are given where they exist.
+    A list is one of ImageSets/Segmentation, SegmentationAug or Main: names, or lines `/JPEGImages/NAME.jpg
+    /SegmentationClassAug/NAME.png` as train_aug is published. Masks are those of the folder that the lines name, else
+    SegmentationClassAug for a list with `aug` in its name, else SegmentationClass; given where they exist. Boxes are
+    counted from 0, where VOC counts from 1. An image whose annotation is missing or broken is an item with a `problem`.
     Raises UsageError that lists what the layout lacks.
     """
-    names, segmentation = _read_split(directory, split, spec)
-    parts = ["JPEGImages", "Annotations", *(["SegmentationClass"] if segmentation else [])]
-    lacking = [part for part in parts if not (directory / part).is_dir()]
-    if lacking:
-        raise UsageError(f"data {spec!r}: {directory} lacks {', '.join(lacking)}; wanted {', '.join(parts)}")
-    return Dataset([_read_item(directory, name) for name in names], VOC_CLASSES, spec)
+    found = _read_split(directory, split, spec)
+    check_layout(spec, directory, ["JPEGImages/", "Annotations/", *([f"{found.masks}/"] if found.masks else [])])
+    masks = found.masks or _MASKS
+    return Dataset([_read_item(directory, name, masks) for name in found.names], VOC_CLASSES, spec)
 
 
-def _read_split(directory: Path, split: str, spec: str) -> tuple[list[str], bool]:
-    if "/" in split or split.startswith("."):
-        raise UsageError(f"data {spec!r}: split {split!r}, wanted a name such as train")
-    folders = [directory / "ImageSets" / task for task in ("Segmentation", "Main")]
+def _read_split(directory: Path, split: str, spec: str) -> _Split:
+    folders = [directory / "ImageSets" / task for task in _LISTS]
     file = next((folder / f"{split}.txt" for folder in folders if (folder / f"{split}.txt").is_file()), None)
     if file is None:
         found = sorted({path.stem for folder in folders for path in folder.glob("*.txt")})
         there = f"there are {', '.join(found[:10])}" if found else "there is no list at all"
-        wanted = f"ImageSets/Segmentation/{split}.txt or ImageSets/Main/{split}.txt"
+        wanted = " or ".join(f"ImageSets/{task}/{split}.txt" for task in _LISTS)
         raise UsageError(f"data {spec!r}: {directory} lacks {wanted}; {there}")
-    names = dict.fromkeys(line for line in read_lines(file) if line)
-    for name in names:
-        if len(name.split()) != 1 or "/" in name or "\0" in name or name.startswith("."):
-            raise UsageError(f"{file}: {name!r}, wanted one image name without folder and suffix a line")
+    names: dict[str, None] = {}
+    folder = ""
+    for line in filter(None, read_lines(file)):
+        match = _LINE.fullmatch(line)
+        if match is None or (folder and match["masks"] and match["masks"] != folder):
+            raise UsageError(
+                f"{file}: {line!r}, wanted one image name without folder and suffix a line, or "
+                f"/JPEGImages/NAME.jpg /{_AUGMENTED}/NAME.png with one folder of masks"
+            )
+        names[match["name"] or match["image"]] = None
+        folder = match["masks"] or folder
     if not names:
         raise UsageError(f"{file}: the split is empty")
-    return list(names), file.parent.name == "Segmentation"
+    if not folder and file.parent.name != "Main":
+        folder = _AUGMENTED if "aug" in split.lower() else _MASKS
+    return _Split(list(names), folder)
 
 
-def _read_item(directory: Path, name: str) -> Item:
+def _read_item(directory: Path, name: str, masks: str) -> Item:
     path = directory / "JPEGImages" / f"{name}.jpg"
-    mask = directory / "SegmentationClass" / f"{name}.png"
+    mask = directory / masks / f"{name}.png"
     known_mask = mask if mask.is_file() else None
     try:
-        labels = _object_classes(directory / "Annotations" / f"{name}.xml")
-    except (OSError, ValueError, ElementTree.ParseError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        return Item(name, path, None, known_mask, f"annotation Annotations/{name}.xml: {reason}")
-    return Item(name, path, labels, known_mask)
-
-
-def _object_classes(file: Path) -> tuple[str, ...]:
-    text = file.read_text(encoding="utf-8-sig")
-    if "<!" in text.replace("<!--", ""):  # a document type could declare entities that expand without end
-        raise ValueError("a document type declaration or CDATA, wanted plain XML")
-    found = {(name.text or "").strip() for name in ElementTree.fromstring(text).findall("object/name")}
-    unknown = sorted(found.difference(VOC_CLASSES))
-    if unknown:
-        raise ValueError(f"object {unknown[0]!r} is none of the 20 VOC classes")
-    return tuple(name for name in VOC_CLASSES if name in found)
+        objects = read_objects(directory / "Annotations" / f"{name}.xml")
+        unknown = sorted({label for label, _ in objects}.difference(VOC_CLASSES))
+        if unknown:
+            raise ValueError(f"object {unknown[0]!r} is none of the 20 VOC classes")
+    except ValueError as error:
+        return Item(name, path, None, known_mask, f"annotation Annotations/{name}.xml: {error}")
+    present = {label for label, _ in objects}
+    boxes = tuple(Box(label, *(max(side - 1, 0) for side in corners)) for label, corners in objects if corners)
+    return Item(name, path, tuple(label for label in VOC_CLASSES if label in present), known_mask, boxes=boxes)
 
 
 @cache

@@ -12,13 +12,13 @@ from typing import Any
 
 from advcam_fast.data import Dataset, ImageError, read_image, read_mask
 from advcam_fast.errors import UsageError, first_line
+from advcam_fast.pipelines.evaluation_files import PER_IMAGE_FILE
 from advcam_fast.pipelines.label import Progress
 from advcam_fast.report.chart import Chart, line_chart
 from advcam_fast.report.gallery import Gallery
 from advcam_fast.report.page import PageFacts, write_page
 from advcam_fast.store import MaskFolder, Record, RunFolder, StoreError
 
-PER_IMAGE_FILE = "evaluation/per_image.jsonl"  # {"id", "iou"} a line
 MOST_FAILURES = 500
 _UNITS = (("hours", 3600), ("minutes", 60), ("seconds", 1))
 _SERIES = {"advcam": "AdvCAM", "cam": "CAM", "masks": "masks"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from advcam_fast.data import voc_palette
+from advcam_fast.data import read_mask, voc_palette
 from advcam_fast.store.item_folder import ItemFolder
 
 MOST_CLASSES = 254  # 0 is the background, 255 ignored
@@ -32,6 +32,10 @@ class MaskFolder(ItemFolder):
     def mask_file(self, item_id: str) -> Path:
         """The file of an item that is ok, whole; raises StoreError if it is not."""
         return self._existing(item_id)
+
+    def read_mask(self, item_id: str) -> torch.Tensor:
+        """The mask of an item that is ok: uint8 [H, W]. Raises StoreError, or ImageError for a damaged file."""
+        return read_mask(self.mask_file(item_id))
 
 
 def encode_mask(mask: torch.Tensor) -> bytes:

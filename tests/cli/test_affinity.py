@@ -74,7 +74,7 @@ def test_instances_are_a_coco_file_beside_the_masks(labelled: Path, run: Callabl
     ended = run("refine", "--run", labelled, *options, "--json")
     assert ended.code == 0, ended.err
     coco = COCO(labelled / "instances.json")
-    assert [coco.cats[number]["name"] for number in sorted(coco.cats)] == sorted(CLASSES[:3])
+    assert {number: one["name"] for number, one in coco.cats.items()} == dict(enumerate(sorted(CLASSES[:3]), start=1))
     assert [image["file_name"] for image in coco.dataset["images"]] == ["a.png", "c.png", "d.png", "e.png"]
     assert len(coco.anns) == ended.json()["instances"] > 0
     tags = {"a": CLASSES[:1], "b/c": CLASSES[:2], "d": [], "e": CLASSES[2:3]}
@@ -91,6 +91,8 @@ def test_instances_are_a_coco_file_beside_the_masks(labelled: Path, run: Callabl
 
 def test_instances_can_be_added_later_and_go_on(labelled: Path, run: Callable[..., Ended], net: Path) -> None:
     assert run("refine", "--run", labelled, "--walk", net).code == 0
+    settings = (labelled / "masks" / "run.toml").read_text()
+    assert 'walk = "boundary"' in settings and "walk_steps = 256" in settings and "power = 1.5" in settings
     before = {file: file.stat().st_mtime_ns for file in (labelled / "masks").rglob("*.png")}
     assert len(before) == 4 and not (labelled / "instances").exists()
     first = run("refine", "--run", labelled, "--walk", net, "--instances", "--json")

@@ -30,6 +30,7 @@ def test_every_image_gets_a_mask_of_its_own_classes(labelled: Path, run: Callabl
     ended = run("refine", "--run", labelled, *more)
     assert ended.code == 0, ended.err
     masks = labelled / "masks"
+    assert ('crf = "soft"' in (masks / "run.toml").read_text()) == ("crf" in " ".join(more))
     assert sorted(mask_files(masks)) == ["a.png", "b/c.png", "d.png", "e.png"]
     assert (masks / "classes.txt").read_text(encoding="utf-8").splitlines() == NAMES
     allowed = {"a.png": [0], "b/c.png": [0, 1], "d.png": [], "e.png": [2]}

@@ -13,8 +13,8 @@ def small_net() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(3, 8, 5, 2, 2),
         nn.ReLU(),
-        nn.Conv2d(8, 12, 3, 2, 1),
-        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, 2, 1, bias=False),
+        nn.Sequential(nn.BatchNorm2d(12), nn.ReLU()),
         nn.AdaptiveAvgPool2d(3),
         nn.Flatten(),
         nn.Linear(108, 16),

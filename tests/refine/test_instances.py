@@ -100,6 +100,17 @@ def test_small_parts_are_left_out() -> None:
     assert len(instances_of(maps, image, replace(PLAIN, least_instance=limit), None, displacement)) == len(every) - 1
 
 
+def test_weak_maps_have_instances_and_what_only_equals_the_background_has_none() -> None:
+    _, displacement, image = two_objects()
+    maps = torch.zeros(2, *GRID)
+    maps[0, 3:11, 2:8], maps[1, 3:11, 11:17] = 1.0, 0.4
+    weak = instances_of(maps, image, replace(PLAIN, background=0.3), None, displacement)
+    assert [(one.which, round(one.score, 6)) for one in weak] == [(0, 1.0), (1, 0.4)]
+    maps[1] *= 1.25
+    config = replace(PLAIN, background=0.5)
+    assert [one.which for one in instances_of(maps, image, config, None, displacement)] == [0]
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_maps_of_nothing_have_no_instances(count: int) -> None:
     _, displacement, image = two_objects()

@@ -1,0 +1,327 @@
+"""evaluate: runs and true masks or boxes in, figures out; one pass over the files, in memory that does not grow."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from advcam_fast.data import Dataset, ImageError, Item, read_boxes, read_truth
+from advcam_fast.errors import UsageError, first_line
+from advcam_fast.metrics.bootstrap import draw_weights, known_interval
+from advcam_fast.metrics.localization import (
+    SIDE,
+    BoxMeter,
+    LevelOverlaps,
+    PixelMeter,
+    overlaps_by_level,
+    pixel_histograms,
+    scaled_box,
+    score_map,
+)
+from advcam_fast.metrics.segmentation import SIZES, ImageCounts, SegmentationMeter, count_maps, count_mask
+from advcam_fast.pipelines.judged_run import METHODS, JudgedRun, RunMaps
+from advcam_fast.pipelines.label import Progress
+from advcam_fast.pipelines.per_image import PerImage
+from advcam_fast.store import StoreError
+
+PAPER_THRESHOLDS = tuple(step / 100 for step in range(15, 35))
+DEFAULT_THRESHOLDS = tuple(step / 100 for step in range(100))
+MASKS = "masks"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is measured: maps at thresholds (ascending) and masks by true masks, boxes by true boxes, pixels as PxAP."""
+
+    segmentation: bool
+    boxes: bool = False
+    pixels: bool = False
+    thresholds: tuple[float, ...] = DEFAULT_THRESHOLDS
+
+    def presets(self) -> dict[str, tuple[float, ...] | None]:
+        """The paper's thresholds, where they are all there, and all of them."""
+        paper = set(PAPER_THRESHOLDS) <= set(self.thresholds)
+        return {**({"voc-cvpr2021": PAPER_THRESHOLDS} if paper else {}), "ours": None}
+
+
+def choose(dataset: Dataset, boxes: bool, pixels: bool, thresholds: tuple[float, ...]) -> Wanted:
+    """Masks wherever the data has them, boxes where asked for or where there is nothing else.
+
+    Raises UsageError where there is no truth at all, or none of the kind that is asked for.
+    """
+    masks = any(item.mask is not None for item in dataset.items)
+    boxed = any(item.boxes != () for item in dataset.items)
+    if not masks and not boxed:
+        raise UsageError(
+            f"data {dataset.spec!r} has no ground truth: none of its {len(dataset.items)} images has a mask or boxes"
+        )
+    if (boxes and not boxed) or (pixels and not masks):
+        raise UsageError(f"data {dataset.spec!r} has no {'boxes' if boxes and not boxed else 'masks'} to evaluate with")
+    return Wanted(masks, boxes or not masks, pixels, thresholds)
+
+
+class Measured(NamedTuple):
+    """What one image adds to the meters of one run, by method."""
+
+    segmentation: dict[str, ImageCounts]
+    boxes: dict[str, list[tuple[LevelOverlaps | None, int | None]]]
+    pixels: dict[str, list[Tensor]]
+
+
+class RunMeters:
+    """The meters of one run."""
+
+    def __init__(self, run: JudgedRun, wanted: Wanted, class_names: Sequence[str]) -> None:
+        self.run = run
+        names = [*METHODS, *([MASKS] if run.masks else [])]
+        steps = {MASKS: (0.0,)}
+        self.segmentation = (
+            {name: SegmentationMeter(steps.get(name, wanted.thresholds), class_names) for name in names}
+            if wanted.segmentation
+            else {}
+        )
+        self.boxes = {name: BoxMeter() for name in METHODS if wanted.boxes}
+        self.pixels = {name: PixelMeter() for name in METHODS if wanted.pixels}
+
+    def add(self, number: int, measured: Measured) -> None:
+        for name, counts in measured.segmentation.items():
+            self.segmentation[name].add(number, counts)
+        for name, found in measured.boxes.items():
+            for overlaps, rank in found:
+                self.boxes[name].add(number, overlaps, rank)
+        for name, histograms in measured.pixels.items():
+            for histogram in histograms:
+                self.pixels[name].add(number, histogram)
+
+
+@dataclass
+class Evaluation:
+    """The meters of the runs over the images that could be evaluated in all of them, and what became of the others."""
+
+    meters: list[RunMeters]
+    wanted: Wanted
+    evaluated: int = 0
+    without_truth: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)  # id, reason
+    per_image: PerImage = field(default_factory=PerImage)  # mean IoU of the first run's AdvCAM
+
+    def add(self, item: Item, found: list[Measured]) -> None:
+        for meters, measured in zip(self.meters, found, strict=True):
+            meters.add(self.evaluated, measured)
+        self.evaluated += 1
+        counts = found[0].segmentation.get(METHODS[0])
+        if counts is not None and len(counts.ious):
+            self.per_image.add(item.id, counts.ious.mean(0))
+
+
+def evaluate(
+    runs: Sequence[JudgedRun],
+    dataset: Dataset,
+    wanted: Wanted,
+    report: Callable[[Progress], None] = lambda _: None,
+) -> Evaluation:
+    """Measures every image of the data that has truth, in a few threads, each file read once.
+
+    An image counts only where it could be evaluated in every run, so that runs are compared on the same images; others
+    are listed with the reason. Raises UsageError where the data has no image of a run, or none could be evaluated.
+    """
+    for run in runs:
+        if not any(item.id in run.labels for item in dataset.items):
+            raise UsageError(f"{run.path}: it has maps of none of the {len(dataset.items)} images of {dataset.spec!r}")
+    result = Evaluation([RunMeters(run, wanted, dataset.class_names or ()) for run in runs], wanted)
+    reasons: Counter[str] = Counter()
+
+    def measure(item: Item) -> list[Measured] | str:
+        try:
+            return [_measure(item, run, wanted) for run in runs]
+        except (ImageError, StoreError, ValueError, MemoryError) as error:
+            return first_line(error)
+
+    todo = [item for item in dataset.items if _has_truth(item, wanted)]
+    result.without_truth = len(dataset.items) - len(todo)
+    with _one_thread_each() as workers, ThreadPoolExecutor(workers) as pool:
+        for done, (item, found) in enumerate(_in_order(pool, measure, todo, 2 * workers), start=1):
+            reason = found if isinstance(found, str) else ""
+            if isinstance(found, str):
+                result.failures.append((item.id, found))
+                reasons[found] += 1
+            else:
+                result.add(item, found)
+            report(Progress(item.id, done, len(todo), reason))
+    if not result.evaluated:
+        most, count = reasons.most_common(1)[0]
+        raise UsageError(f"none of {len(todo)} images could be evaluated; {count} of them: {most}")
+    return result
+
+
+def _has_truth(item: Item, wanted: Wanted) -> bool:
+    masked, boxed = item.mask is not None, item.boxes != ()
+    return (wanted.segmentation and masked) or (wanted.boxes and boxed) or (wanted.pixels and masked)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[int]:
+    """As many workers as torch has threads; within each torch has one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield before
+    finally:
+        torch.set_num_threads(before)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Any], items: Sequence[Item], ahead: int
+) -> Iterator[tuple[Item, Any]]:
+    """Every item with what work makes of it; a few are worked on ahead."""
+    waiting: deque[tuple[Item, Future[Any]]] = deque()
+    for item in items:
+        waiting.append((item, pool.submit(work, item)))
+        if len(waiting) > ahead:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    for item, future in waiting:
+        yield item, future.result()
+
+
+def _measure(item: Item, run: JudgedRun, wanted: Wanted) -> Measured:
+    """Raises ImageError, StoreError or ValueError with the reason why there is nothing to measure."""
+    if item.problem:
+        raise ImageError(item.problem)
+    maps = run.read(item)
+    measured = Measured({}, {}, {})
+    if wanted.segmentation and item.mask is not None:
+        truth = read_truth(item, maps.size)
+        most = int(torch.where(truth == 255, 0, truth).max())
+        if most > run.class_count:
+            raise ImageError(f"its mask holds the value {most}, the data has {run.class_count} classes")
+        thresholds = torch.tensor(wanted.thresholds, dtype=torch.float64)
+        for method in METHODS:
+            measured.segmentation[method] = count_maps(maps.full[method], maps.classes, truth, thresholds)
+        if run.masks:
+            measured.segmentation[MASKS] = count_mask(run.read_mask(item, maps), truth)
+    if wanted.boxes or wanted.pixels:
+        scores = {method: [score_map(one) for one in maps.full[method]] for method in METHODS}
+        if wanted.boxes and item.boxes != ():
+            measured.boxes.update(_measure_boxes(item, run, maps, scores))
+        if wanted.pixels and item.mask is not None:
+            truth = read_truth(item, (SIDE, SIDE), resized=True)
+            inside = [torch.where(truth == 255, 255, (truth == c + 1).to(torch.uint8)) for c in maps.classes]
+            for method in METHODS:
+                measured.pixels[method] = [
+                    pixel_histograms(one, own) for one, own in zip(scores[method], inside, strict=True)
+                ]
+    return measured
+
+
+def _measure_boxes(
+    item: Item, run: JudgedRun, maps: RunMaps, scores: Mapping[str, Sequence[Tensor]]
+) -> dict[str, list[tuple[LevelOverlaps | None, int | None]]]:
+    """For every class that has true boxes how those of its map meet them, and its rank among the predictions."""
+    truth: dict[int, list[tuple[int, ...]]] = {}
+    for box in read_boxes(item, maps.size):
+        truth.setdefault(run.class_of(box.label), []).append(scaled_box(box[1:], *maps.size))
+    found: dict[str, list[tuple[LevelOverlaps | None, int | None]]] = {method: [] for method in METHODS}
+    for number, boxes in truth.items():
+        at = maps.classes.index(number) if number in maps.classes else None
+        for method in METHODS:
+            overlaps = overlaps_by_level(scores[method][at], boxes) if at is not None else None
+            found[method].append((overlaps, at if run.predicted is not None else None))
+    return found
+
+
+def run_figures(result: Evaluation, meters: RunMeters, weights: Tensor) -> dict[str, Any]:
+    """All measures of a run, by method, with 95 % intervals over the images; plain values for JSON."""
+    wanted = result.wanted
+    figures: dict[str, Any] = {}
+    if wanted.segmentation:
+        parts = {
+            name: meter.summary(weights, wanted.presets() if name != MASKS else {"ours": None})
+            for name, meter in meters.segmentation.items()
+        }
+        figures["segmentation"] = {**parts, "gain": difference(meters, meters, weights, wanted, ("advcam", "cam"))}
+    if wanted.boxes:
+        predicted = meters.run.predicted
+        parts = {name: meter.summary(weights, predicted) for name, meter in meters.boxes.items()}
+        figures["boxes"] = {
+            **parts,
+            **({"gain": box_difference(meters, meters, weights, ("advcam", "cam"))} if predicted is None else {}),
+        }
+    if wanted.pixels:
+        figures["pixels"] = {name: meter.summary(weights) for name, meter in meters.pixels.items()}
+    return figures
+
+
+def difference(
+    one: RunMeters, other: RunMeters, weights: Tensor, wanted: Wanted, methods: tuple[str, str] = ("advcam", "advcam")
+) -> dict[str, Any]:
+    """How much more mIoU, and IoU by object size, the one has; each at its own best threshold, intervals paired."""
+    a, b = one.segmentation[methods[0]], other.segmentation[methods[1]]
+    result: dict[str, Any] = {}
+    for name, among in wanted.presets().items():
+        at, bt = a.best(among), b.best(among)
+        samples = a.best_samples(weights, among) - b.best_samples(weights, among)
+        result[name] = {"miou": float(a.curve()[at] - b.curve()[bt]), "interval": known_interval(samples)}
+    counts = a.objects.total
+    gained = (a.ious.total[at] - b.ious.total[bt]) / counts
+    sizes = a.size_samples(weights, at) - b.size_samples(weights, bt)
+    result["by_size"] = {
+        name: {"objects": int(counts[i]), "iou": float(gained[i]), "interval": known_interval(sizes[:, i])}
+        for i, name in enumerate(SIZES)
+        if counts[i]
+    }
+    return result
+
+
+def box_difference(
+    one: RunMeters, other: RunMeters, weights: Tensor, methods: tuple[str, str] = ("advcam", "advcam")
+) -> dict[str, Any]:
+    """How much more MaxBoxAcc and MaxBoxAccV2 the one has; intervals paired."""
+    a, b = one.boxes[methods[0]], other.boxes[methods[1]]
+    first, second = (meter.summary(weights, None) for meter in (a, b))
+    samples = {
+        "MaxBoxAcc": a.samples(weights, 0) - b.samples(weights, 0),
+        "MaxBoxAccV2": a.v2_samples(weights) - b.v2_samples(weights),
+    }
+    return {
+        name: {"value": first[name]["value"] - second[name]["value"], "interval": known_interval(drawn)}
+        for name, drawn in samples.items()
+    }
+
+
+def figures_of(result: Evaluation, dataset: Dataset) -> dict[str, Any]:
+    """Everything that metrics.json says, of one run or of several with what the first gains on each other."""
+    weights = draw_weights(result.evaluated)
+    figures: dict[str, Any] = {
+        "data": dataset.spec,
+        "images": {
+            "evaluated": result.evaluated,
+            "failed": len(result.failures),
+            "without_truth": result.without_truth,
+        },
+        "failures": [{"id": item_id, "reason": reason} for item_id, reason in result.failures],
+        "runs": [{**meters.run.facts(dataset), **run_figures(result, meters, weights)} for meters in result.meters],
+    }
+    first, *others = result.meters
+    if others:
+        figures["differences"] = [
+            {
+                "of": str(first.run.path),
+                "to": str(other.run.path),
+                **(
+                    {"segmentation": difference(first, other, weights, result.wanted)}
+                    if result.wanted.segmentation
+                    else {}
+                ),
+                **({"boxes": box_difference(first, other, weights)} if result.wanted.boxes else {}),
+            }
+            for other in others
+        ]
+    return figures

@@ -1,0 +1,103 @@
+"""What `evaluate` writes: metrics.json, plots, and the best and worst images as pictures."""
+
+from __future__ import annotations
+
+import heapq
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from advcam_fast.data import Dataset, ImageError, Item, read_image, read_truth
+from advcam_fast.metrics.segmentation import SIZES
+from advcam_fast.pipelines.evaluate import Evaluation
+from advcam_fast.pipelines.judged_run import JudgedRun
+from advcam_fast.report.overlay import overlay, sheet
+from advcam_fast.report.plots import class_plot, curve_plot, group_plot
+from advcam_fast.store.files import write_whole
+
+FOLDER = "evaluation"
+PER_IMAGE_FILE = f"{FOLDER}/per_image.jsonl"  # {"id", "iou"} a line: AdvCAM's at the set's best threshold
+EXAMPLES = 4  # images shown of the best, and of the worst
+_SHOWN = {"advcam": "AdvCAM", "cam": "CAM", "masks": "masks"}
+
+
+def write_evaluation(result: Evaluation, figures: dict[str, Any], dataset: Dataset) -> Path:
+    """Writes RUN/metrics.json and the pictures in RUN/evaluation; returns the former's path."""
+    run = result.meters[0].run
+    figures = {**{key: value for key, value in figures.items() if key != "runs"}, **figures["runs"][0]}
+    if "segmentation" in figures:
+        parts = {_SHOWN[name]: part for name, part in figures["segmentation"].items() if name in _SHOWN}
+        _plot_segmentation(run.path / FOLDER, parts)
+        step = result.meters[0].segmentation["advcam"].best()  # one threshold for the set
+        lines = (json.dumps({"id": item_id, "iou": round(iou, 6)}) + "\n" for item_id, iou in result.per_image.at(step))
+        _write(run.path / PER_IMAGE_FILE, "".join(lines).encode())
+        items = {item.id: item for item in dataset.items}
+        for name, order in (("best", heapq.nlargest), ("worst", heapq.nsmallest)):
+            chosen = order(EXAMPLES, result.per_image.at(step), key=lambda pair: pair[1])
+            picture = _examples(run, [(items[item_id], iou) for item_id, iou in chosen])
+            if picture is not None:
+                _write(run.path / FOLDER / f"{name}.png", picture)
+    _write(run.path / "metrics.json", (json.dumps(figures, indent=1) + "\n").encode())
+    return run.path / "metrics.json"
+
+
+def write_comparison(result: Evaluation, figures: dict[str, Any]) -> Path:
+    """Writes comparison.json and plots in evaluation/comparison of the first run; returns the former's path."""
+    folder = result.meters[0].run.path / FOLDER / "comparison"
+    if result.wanted.segmentation:
+        parts = {run["run"]: run["segmentation"]["advcam"] for run in figures["runs"]}
+        first = figures["runs"][0]["segmentation"]
+        _plot_segmentation(folder, {**parts, f"{figures['runs'][0]['run']}, plain CAM": first["cam"]})
+    _write(folder / "comparison.json", (json.dumps(figures, indent=1) + "\n").encode())
+    return folder / "comparison.json"
+
+
+def _plot_segmentation(folder: Path, parts: dict[str, dict[str, Any]]) -> None:
+    curves = {name: (part["thresholds"], part["miou"]) for name, part in parts.items() if len(part["thresholds"]) > 1}
+    _write(folder / "curve.png", curve_plot(curves, "threshold", "mIoU"))
+    names = [*next(iter(parts.values()))["by_class"]]
+    by_class = {name: [own["iou"] for own in part["by_class"].values()] for name, part in parts.items()}
+    _write(folder / "by_class.png", class_plot(names, by_class, "IoU"))
+    first = next(iter(parts.values()))["by_size"]
+    if any(own["objects"] for own in first.values()):
+        by_size = {
+            name: [(part["by_size"][size]["iou"], part["by_size"][size]["interval"]) for size in SIZES]
+            for name, part in parts.items()
+        }
+        labels = [f"{size}\n({first[size]['objects']} objects)" for size in SIZES]
+        _write(folder / "by_size.png", group_plot(labels, by_size, "mean IoU of the objects"))
+
+
+def _examples(run: JudgedRun, chosen: Sequence[tuple[Item, float]]) -> bytes | None:
+    """Photo, truth, CAM and AdvCAM of some images; those whose photo cannot be read are left out."""
+    rows = []
+    for item, score in chosen:
+        maps = run.read(item)
+        try:
+            photo = read_image(item.path).permute(1, 2, 0).numpy()
+        except ImageError:
+            continue
+        if photo.shape[:2] != maps.size:
+            continue
+        truth = read_truth(item, maps.size)
+        heats = [((truth > 0) & (truth < 255)).float()]
+        heats += [
+            maps.full[name].amax(0) if len(maps.classes) else torch.zeros(maps.size) for name in ("cam", "advcam")
+        ]
+        rows.append(
+            (f"{item.id} {score:.2f}", [photo, *(overlay(photo, np.clip(heat.numpy(), 0, 1)) for heat in heats)])
+        )
+    if not rows:
+        return None
+    buffer = io.BytesIO()
+    sheet(rows, ["photo", "truth", "CAM", "AdvCAM"]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_whole(path, content, path.with_name(f".{path.name}.tmp"))
