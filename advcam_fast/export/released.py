@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,13 +29,21 @@ class ReleasedExport:
     def add(self, item: ExportItem) -> None:
         cam = item.maps["strided"]
         whole = item.maps["full"] if "full" in item.maps else _enlarged(cam, item.picture.size)
-        content = {"keys": item.maps["classes"], "cam": cam, "high_res": whole.numpy()}
         file = self._folder / f"{item.name}.npy"
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file, np.array(content, dtype=object), allow_pickle=True)
+        file.write_bytes(released_file(item.maps["classes"], cam, whole))
 
     def close(self) -> None:
         return
+
+
+def released_file(keys: Tensor, cam: Tensor, high_res: Tensor) -> bytes:
+    """The content of such a file, of tensors on a CPU."""
+    # Clones: of a view the whole storage would be pickled.
+    content = {"keys": keys.clone(), "cam": cam.clone(), "high_res": high_res.numpy()}
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(content, dtype=object), allow_pickle=True)
+    return buffer.getvalue()
 
 
 def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -72,6 +72,14 @@ class _Loaded(NamedTuple):
     problem: str
 
 
+def label_items(
+    items: Sequence[Item], maker: MapMaker, rule: LabelRule, class_indices: Mapping[str, int]
+) -> Iterator[tuple[Item, MapResult | str]]:
+    """The maps of every item, or the reason there are none; raises StoppedError if the device failed."""
+    for chunk in _loaded(items, GPU_IMAGES if maker.device.type == "cuda" else 1):
+        yield from _label_chunk(chunk, maker, rule, class_indices)
+
+
 def label_dataset(
     dataset: Dataset,
     maker: MapMaker,
@@ -91,8 +99,7 @@ def label_dataset(
     done = run.done_ids()
     todo = [item for item in dataset.items if item.id not in done]
     total, finished = len(dataset.items), len(dataset.items) - len(todo)
-    size = GPU_IMAGES if maker.device.type == "cuda" else 1
-    found = (pair for chunk in _loaded(todo, size) for pair in _label_chunk(chunk, maker, rule, class_indices))
+    found = label_items(todo, maker, rule, class_indices)
     broken: list[StoreError] = []
 
     def write(item: Item, outcome: MapResult | str) -> str:
