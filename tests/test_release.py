@@ -63,11 +63,11 @@ def test_the_sdist_is_built_and_installed(sdist: Path, tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'there')!r})\n"
         "import numpy as np; from advcam_fast import _C\n"
-        "bits = np.zeros(1, np.uint8); x = np.array([-1, 2, 3], np.float32)\n"
+        "bits = np.zeros(1, np.uint8); x = np.array([[-1, 2, 3]], np.float32)\n"
         "_C.masked_relu(x, None, None, float('inf'), None, bits); print(_C.__file__, x, bits)"
     )
     printed = run(code, tmp_path)
-    assert str(tmp_path / "there") in printed and "[0. 2. 3.] [6]" in printed
+    assert str(tmp_path / "there") in printed and "[[0. 2. 3.]] [6]" in printed
     assert (tmp_path / "there" / f"advcam_fast-{af.__version__}+here.dist-info").is_dir()
 
 
