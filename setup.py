@@ -1,6 +1,7 @@
 """Runs CMake for advcam_fast._C. Every compiler fact lives in CMakeLists.txt, everything else in pyproject.toml."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "advcam_fast" / "__init__.py").read_text(), re.MULTILINE)
+assert VERSION is not None
 
 
 class CMakeBuild(build_ext):
@@ -37,5 +40,5 @@ class CMakeBuild(build_ext):
 setup(
     ext_modules=[Extension("advcam_fast._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
-    options={"egg_info": {"tag_build": os.environ.get("ADVCAM_LOCAL_VERSION", "")}},  # "+cu13" tells a wheel with CUDA
+    version=VERSION[1] + os.environ.get("ADVCAM_LOCAL_VERSION", ""),  # "+cu13" tells a wheel with CUDA kernels
 )

@@ -60,6 +60,7 @@ def draw(found: Mapping[str, Any], file: BinaryIO) -> None:
     axes.set_yticks(range(len(rows)), names, fontsize=7)
     axes.invert_yaxis()
     axes.set_xscale("log")
+    axes.margins(x=0.12, y=0.01)
     axes.axvline(1, color="black", linewidth=0.8)
     for at, ratio in enumerate(ratios):
         axes.annotate(f" {ratio:.1f}×", (max(ratio, 1) * 1.02, at), va="bottom", fontsize=7)

@@ -41,15 +41,21 @@ def test_the_crf_is_pydensecrfs() -> None:
     from pydensecrf.utils import unary_from_labels
 
     content = names_of("replace_pydensecrf")
-    photo, truth, guess = content["square_photo"]()
-    height, width = guess.shape
-    field = densecrf.DenseCRF2D(width, height, 2)
-    field.setUnaryEnergy(unary_from_labels(guess.numpy(), 2, gt_prob=0.7, zero_unsure=False))
-    field.addPairwiseGaussian(sxy=3, compat=3)
-    field.addPairwiseBilateral(sxy=50, srgb=5, rgbim=photo.numpy(), compat=10)
-    theirs = torch.tensor(np.array(field.inference(10))).argmax(0).view(height, width)
-    ours = content["sharpen"](photo, guess, 2)
-    assert (ours == theirs).double().mean() >= 0.999
+    square, truth, guess = content["square_photo"]()
+    draw = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, 3, 12, 12, generator=draw) * 255
+    smooth = torch.nn.functional.interpolate(coarse, guess.shape, mode="bilinear")[0].permute(1, 2, 0)
+    doubted = torch.randint(0, 3, (4, 4), generator=draw).repeat_interleave(24, 0).repeat_interleave(24, 1)
+    for photo, labels, count in ((square, guess, 2), (smooth.to(torch.uint8).contiguous(), doubted, 3)):
+        height, width = labels.shape
+        field = densecrf.DenseCRF2D(width, height, count)
+        field.setUnaryEnergy(unary_from_labels(labels.numpy(), count, gt_prob=0.7, zero_unsure=False))
+        field.addPairwiseGaussian(sxy=3, compat=3)
+        field.addPairwiseBilateral(sxy=50, srgb=5, rgbim=photo.numpy(), compat=10)
+        theirs = torch.tensor(np.array(field.inference(10))).argmax(0).view(height, width)
+        assert len(theirs.unique()) == count
+        assert (content["sharpen"](photo, labels, count) == theirs).double().mean() >= 0.999
+    ours = content["sharpen"](square, guess, 2)
     assert (ours == truth).double().mean() > (guess == truth).double().mean() + 0.05
 
 
