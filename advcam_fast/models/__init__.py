@@ -5,6 +5,7 @@ from advcam_fast.models.cam_model import CamModel, Classifier
 from advcam_fast.models.frozen import FrozenFeatures, freeze
 from advcam_fast.models.grad_cam_model import GradCamModel, available_layers
 from advcam_fast.models.load import available_models, load_model
+from advcam_fast.models.trainable import TrainableClassifier, new_classifier
 
 __all__ = [
     "AffinityNet",
@@ -12,10 +13,12 @@ __all__ = [
     "Classifier",
     "FrozenFeatures",
     "GradCamModel",
+    "TrainableClassifier",
     "available_layers",
     "available_models",
     "freeze",
     "load_affinity_net",
     "load_model",
     "new_affinity_net",
+    "new_classifier",
 ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,17 +31,18 @@ def load_model(
     weights: None for the library's pretrained ones, a .safetensors or torch file with the network's own keys, or
     "none" for random ones. The head is the file's; `num_classes` or `class_names` ask for a head of that size, which
     is an untrained one where the library's has another. Class names: as given, else the file's, else ImageNet's for
-    1000 classes. Random weights and an untrained head are said in the model's name.
+    1000 classes. A file's metadata may say whether its classes exclude one another ("activation": "softmax" or
+    "sigmoid"). Random weights and an untrained head are said in the model's name.
     Heads of our own: vgg16 `classifier`, resnet50_stride16 `classifier` without bias, inception_v3 `fc`; [C, K] or
     [C, K, 1, 1]. squeezenet1_1 takes Caffe's keys, resnet50_stride16 the released AdvCAM and IRN files too.
     Raises UsageError for an unknown name, weights that cannot be had or do not fit, or names that do not fit the head.
     """
-    recipe = _find_recipe(name)
+    recipe = find_recipe(name)
     if class_names is not None and num_classes is None:
         num_classes = len(class_names)
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"num_classes is {num_classes}; wanted 1 or more")
-    checkpoint = _find_checkpoint(name, recipe, weights)
+    checkpoint = find_checkpoint(name, recipe, weights)
     fresh_head = weights is None and not (recipe.pretrained_head and num_classes in (None, recipe.default_classes))
     if fresh_head and num_classes is None:
         raise UsageError(f"{name}: the library has no weights for its head; give weights=FILE, or num_classes=N")
@@ -59,7 +62,7 @@ def load_model(
         mean=recipe.mean,
         std=recipe.std,
         class_names=class_names,
-        activation=recipe.activation,
+        activation=recipe.activation if checkpoint is None else activation_of(checkpoint, recipe),
         prediction_score=recipe.prediction_score,
         name=f"{label} (untrained head)" if fresh_head else label,
     ).to(device)
@@ -79,7 +82,8 @@ def _timm_names() -> list[str]:
     return timm_nets.names()
 
 
-def _find_recipe(name: str) -> Recipe:
+def find_recipe(name: str) -> Recipe:
+    """How a network of `available_models()` is built; UsageError for any other name, with names close to it."""
     if name in torchvision_nets.names():
         return torchvision_nets.recipe(name)
     if (name == "efficientnet_lite0" or name.startswith("timm/")) and not _timm_names():
@@ -95,13 +99,14 @@ def _find_recipe(name: str) -> Recipe:
     raise UsageError(f"unknown model {name!r}; {hint}")
 
 
-def _find_checkpoint(name: str, recipe: Recipe, weights: str | Path | None) -> Checkpoint | None:
+def find_checkpoint(name: str, recipe: Recipe, weights: str | Path | None) -> Checkpoint | None:
+    """Weights in the network's own keys: the library's, a file's, or None for "none"."""
     if weights == "none":
         return None
     if weights is None:
         return Checkpoint(f"of {name}", _fetch(name, recipe.pretrained))
     found = read_checkpoint(weights)
-    return Checkpoint(found.source, recipe.adapt(dict(found.tensors)), found.class_names)
+    return replace(found, tensors=recipe.adapt(dict(found.tensors)))
 
 
 def _fetch(name: str, pretrained: Callable[[], Mapping[str, Tensor]] | None) -> Mapping[str, Tensor]:
@@ -113,6 +118,14 @@ def _fetch(name: str, pretrained: Callable[[], Mapping[str, Tensor]] | None) -> 
     except Exception as error:  # each library and each network failure has its own
         reason = first_line(error)
         raise UsageError(f"{name}: its pretrained weights could not be had ({reason}); {ways}") from error
+
+
+def activation_of(checkpoint: Checkpoint, recipe: Recipe) -> Literal["softmax", "sigmoid"]:
+    """What the file's head was trained for, where it says so."""
+    said = checkpoint.metadata.get("activation", recipe.activation)
+    if said not in ("softmax", "sigmoid"):
+        raise UsageError(f"weights {checkpoint.source}: activation is {said!r}; wanted 'softmax' or 'sigmoid'")
+    return "sigmoid" if said == "sigmoid" else "softmax"
 
 
 def _head_size(checkpoint: Checkpoint, recipe: Recipe) -> int:
