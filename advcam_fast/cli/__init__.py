@@ -7,7 +7,14 @@ from __future__ import annotations
 
 import sys
 
-from advcam_fast.cli import demo, doctor, label, refine, train_affinity  # noqa: F401  (each adds its verb)
+from advcam_fast.cli import (  # noqa: F401  (each adds its verb)
+    demo,
+    doctor,
+    label,
+    refine,
+    train_affinity,
+    train_classifier,
+)
 from advcam_fast.cli.app import app
 from advcam_fast.cli.console import say
 from advcam_fast.errors import StoppedError, UsageError

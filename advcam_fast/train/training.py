@@ -34,7 +34,7 @@ class Training(ABC):
 
     Batches depend on the seed and the step alone, and so does what is drawn within a step; the rest is in the
     checkpoint. A subclass sets `optimizer`, says what is learned from a batch, and what there is to keep.
-    settings: must be those that the training in the folder was begun with.
+    settings: must be those that the training in the folder was begun with. watch: is told every line of the log.
     """
 
     LOSS = "loss"  # what the bar shows of a step's numbers
@@ -48,9 +48,10 @@ class Training(ABC):
         save_every: int,
         report: Callable[[TrainingStep], None],
         team: Team = ALONE,
+        watch: Callable[[Mapping[str, Any]], None] = lambda _: None,
     ) -> None:
         self.files, self.batches, self.settings, self.team = files, batches, dict(settings), team
-        self.save_every, self.report = save_every, report
+        self.save_every, self.report, self.watch = save_every, report, watch
         self.step, self.steps = 0, batches.total
 
     @abstractmethod
@@ -128,6 +129,7 @@ class Training(ABC):
     def _write(self, line: Mapping[str, Any]) -> None:
         if self.team.first:
             self.files.write_line(line)
+            self.watch(line)
 
     def _seed(self) -> int:
         place = np.random.SeedSequence([self.batches.seed, self.step, self.team.rank])
