@@ -7,7 +7,6 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,8 +30,8 @@ def load_model(
     weights: None for the library's pretrained ones, a .safetensors or torch file with the network's own keys, or
     "none" for random ones. The head is the file's; `num_classes` or `class_names` ask for a head of that size, which
     is an untrained one where the library's has another. Class names: as given, else the file's, else ImageNet's for
-    1000 classes. A file's metadata may say whether its classes exclude one another ("activation": "softmax" or
-    "sigmoid"). Random weights and an untrained head are said in the model's name.
+    1000 classes. A file's metadata may say "activation" and "prediction_score", as CamModel has them. Random weights
+    and an untrained head are said in the model's name.
     Heads of our own: vgg16 `classifier`, resnet50_stride16 `classifier` without bias, inception_v3 `fc`; [C, K] or
     [C, K, 1, 1]. squeezenet1_1 takes Caffe's keys, resnet50_stride16 the released AdvCAM and IRN files too.
     Raises UsageError for an unknown name, weights that cannot be had or do not fit, or names that do not fit the head.
@@ -43,6 +42,7 @@ def load_model(
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"num_classes is {num_classes}; wanted 1 or more")
     checkpoint = find_checkpoint(name, recipe, weights)
+    recipe = _as_said(recipe, checkpoint)
     fresh_head = weights is None and not (recipe.pretrained_head and num_classes in (None, recipe.default_classes))
     if fresh_head and num_classes is None:
         raise UsageError(f"{name}: the library has no weights for its head; give weights=FILE, or num_classes=N")
@@ -62,7 +62,7 @@ def load_model(
         mean=recipe.mean,
         std=recipe.std,
         class_names=class_names,
-        activation=recipe.activation if checkpoint is None else activation_of(checkpoint, recipe),
+        activation=recipe.activation,
         prediction_score=recipe.prediction_score,
         name=f"{label} (untrained head)" if fresh_head else label,
     ).to(device)
@@ -120,12 +120,16 @@ def _fetch(name: str, pretrained: Callable[[], Mapping[str, Tensor]] | None) -> 
         raise UsageError(f"{name}: its pretrained weights could not be had ({reason}); {ways}") from error
 
 
-def activation_of(checkpoint: Checkpoint, recipe: Recipe) -> Literal["softmax", "sigmoid"]:
-    """What the file's head was trained for, where it says so."""
-    said = checkpoint.metadata.get("activation", recipe.activation)
-    if said not in ("softmax", "sigmoid"):
-        raise UsageError(f"weights {checkpoint.source}: activation is {said!r}; wanted 'softmax' or 'sigmoid'")
-    return "sigmoid" if said == "sigmoid" else "softmax"
+def _as_said(recipe: Recipe, checkpoint: Checkpoint | None) -> Recipe:
+    """What a file's head was trained for, where its metadata says so."""
+    for key, choices in (("activation", ("softmax", "sigmoid")), ("prediction_score", ("mean", "relu_mean"))):
+        said = checkpoint.metadata.get(key) if checkpoint is not None else None
+        if checkpoint is not None and said is not None:
+            if said not in choices:
+                wanted = " or ".join(map(repr, choices))
+                raise UsageError(f"weights {checkpoint.source}: {key} is {said!r}; wanted {wanted}")
+            recipe = replace(recipe, **{key: said})  # type: ignore[arg-type]
+    return recipe
 
 
 def _head_size(checkpoint: Checkpoint, recipe: Recipe) -> int:

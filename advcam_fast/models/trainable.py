@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advcam_fast.errors import UsageError
@@ -17,7 +18,7 @@ from advcam_fast.models.stages import five_stages
 
 
 class TrainableClassifier(nn.Module):
-    """y = mean over positions of W F(x) + b, or of relu(W F(x) + b) for networks that were trained so (SqueezeNet).
+    """y = mean over positions of W F(x) + b, whatever score the library's own head has (SqueezeNet's is never below 0).
 
     network: holds all layers, under the keys of weights files. features: [B, 3, H, W] -> [B, K, h, w], sharing them.
     kept_head: the head is that of the weights, not a random one.
@@ -38,12 +39,8 @@ class TrainableClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits: normalised [B, 3, H, W] -> [B, C]."""
-        found, head = self.features(images), self.head
-        weight, bias = head.weight.flatten(1), head.bias  # type: ignore[operator]
-        if self.recipe.prediction_score == "relu_mean":
-            logits = found.permute(0, 2, 3, 1) @ weight.T
-            return (logits if bias is None else logits + bias).relu().mean((1, 2))
-        return nn.functional.linear(found.mean((2, 3)), weight, bias)  # type: ignore[arg-type]
+        bias, weight = self.head.bias, self.head.weight
+        return F.linear(self.features(images).mean((2, 3)), weight.flatten(1), bias)  # type: ignore[operator, arg-type]
 
     def first_stages(self, count: int) -> list[nn.Module]:
         """The first of the five stages of the features, or, for 5, all of the features of any network."""
@@ -53,7 +50,8 @@ class TrainableClassifier(nn.Module):
 
     def metadata(self, class_names: Sequence[str], activation: str) -> dict[str, str]:
         """What `load_model` reads from a weights file beside the tensors of the network."""
-        return {"class_names": json.dumps(list(class_names)), "activation": activation, "model": self.name}
+        names = json.dumps(list(class_names))
+        return {"class_names": names, "activation": activation, "prediction_score": "mean", "model": self.name}
 
 
 def new_classifier(
