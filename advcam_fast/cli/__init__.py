@@ -14,6 +14,7 @@ from advcam_fast.cli import (  # noqa: F401  (each adds its verb)
     refine,
     train_affinity,
     train_classifier,
+    train_segmenter,
 )
 from advcam_fast.cli.app import app
 from advcam_fast.cli.console import say

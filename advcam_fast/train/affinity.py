@@ -17,9 +17,9 @@ from torch.utils.data import default_collate
 from advcam_fast.errors import UsageError
 from advcam_fast.models.affinity_net import AffinityNet, normalised
 from advcam_fast.options import changes_of, parsed_like
-from advcam_fast.train.affinity_crops import Crops
 from advcam_fast.train.affinity_loss import AffinityLosses, affinity_loss
 from advcam_fast.train.batches import Batches, loader
+from advcam_fast.train.crops import Crops
 from advcam_fast.train.cutting import LabelledImages
 from advcam_fast.train.training import Training, TrainingStep, fingerprint, poly
 from advcam_fast.train.training_folder import TrainingFolder

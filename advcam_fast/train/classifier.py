@@ -76,6 +76,9 @@ def train_classifier(
     for name, images in (("data", data), ("judge", judge)):
         if images is not None and len(images) == 0:
             raise UsageError(f"{name}: 0 images came; wanted 1 or more")
+    if config.new_head == "zero" and not net.kept_head:
+        for parameter in net.head.parameters():
+            nn.init.zeros_(parameter)
     files = TrainingFolder(folder, resume or not team.first)
     team.wait()
     job = _Job(net, data, judge, tuple(class_names), config, single_label, data_digest)

@@ -15,6 +15,7 @@ _CHOICES = {
     "view": ("long-side", "random-area", "square"),
     "autocast": ("none", "bf16"),
     "batch_norm": ("frozen", "trained"),
+    "new_head": ("zero", "random"),
 }
 
 
@@ -22,23 +23,24 @@ _CHOICES = {
 class ClassifierConfig:
     """How a classifier is trained; every rate is multiplied by the schedule's share, 1 at the beginning.
 
-    rate, head_rate: of the features and of the head. schedule: poly, (1 - step / steps)^power; cosine; stairs, a tenth
-    every `stair` epochs. warm_up: share of all steps in which the rates rise from 0. weight_decay: adamw leaves out
-    biases and norms, sgd does not.
+    rate, head_rate: of the features and of the head. new_head: a head that is not of the weights begins at 0, so that
+    directions of which no image tells stay out of its scores, or as the library draws it. schedule: poly,
+    (1 - step / steps)^power; cosine; stairs, a tenth every `stair` epochs. warm_up: share of all steps in which the
+    rates rise from 0. weight_decay: adamw leaves out biases and norms, sgd does not.
     batch: images a step, over all processes. view: long-side, the long side drawn from `sizes` in pixels; random-area,
-    a rectangle of a share of the image drawn from `sizes`; square, the whole image, unkeeping its shape, at a side of
-    sizes[1]. Then a crop, mirrored or not; 0 (the mean colour) where no image is. color: brightness, contrast,
-    saturation and hue are changed. test_side: of a whole image when it is judged: its short side, or for square both.
-    smoothing: of single labels. ema: decay of the averaged weights, which then are what comes out, lower in the
-    first steps; 0 is none.
-    batch_norm: frozen keeps the statistics, scale and shift learn. frozen_stages: so many of the backbone's five stages
-    do not learn; 5 is all features, of any backbone. save_every: steps from checkpoint to checkpoint.
+    a rectangle of a share of the image drawn from `sizes`; square, the whole image squeezed to a side of sizes[1].
+    Then a crop, mirrored or not; 0 (the mean colour) where no image is. color: brightness, contrast, saturation and hue
+    are changed. test_side: of a whole image when it is judged: its short side, or for square both.
+    smoothing: of single labels. ema: decay of the averaged weights, which then are what comes out, lower in the first
+    steps; 0 is none. batch_norm: frozen keeps the statistics, scale and shift learn. frozen_stages: so many of the
+    backbone's five stages do not learn; 5 is all features, of any backbone. save_every: steps between checkpoints.
     Raises UsageError for a number out of its range.
     """
 
     optimizer: str = "adamw"
-    rate: float = 3e-4
-    head_rate: float = 3e-3
+    rate: float = 3e-5
+    head_rate: float = 1e-3
+    new_head: str = "zero"
     schedule: str = "cosine"
     power: float = 0.9
     stair: int = 15
@@ -114,6 +116,7 @@ _VOC = ClassifierConfig(
     optimizer="sgd",
     rate=0.1,
     head_rate=1.0,
+    new_head="random",
     schedule="poly",
     warm_up=0.0,
     momentum=1e-4,

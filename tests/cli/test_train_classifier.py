@@ -94,7 +94,7 @@ def test_killed_it_goes_on_to_the_same_weights(run: Callable[..., Ended], tmp_pa
         one, other = (load_file(tmp_path / name / file) for name in ("whole", "killed"))
         assert all(torch.equal(one[key], other[key]) for key in one)
     changed = run(*command, "--out", tmp_path / "killed", "--set", "rate=0.1")
-    assert changed.code == 2 and "was begun with rate = 0.0003, now 0.1: use the same" in changed.error
+    assert changed.code == 2 and "was begun with rate = 3e-05, now 0.1: use the same" in changed.error
 
 
 def test_one_tag_an_image_is_a_choice_of_one(run: Callable[..., Ended], tmp_path: Path) -> None:

@@ -17,7 +17,16 @@ from advcam_fast.train import ClassifierConfig, joined_team, train_classifier
 
 CLASSES = ("red", "green", "blue")
 CONFIG = ClassifierConfig(
-    rate=0.01, head_rate=0.01, batch=4, epochs=3, crop=24, test_side=32, save_every=3, ema=0.5, batch_norm="trained"
+    rate=0.01,
+    head_rate=0.01,
+    new_head="random",
+    batch=4,
+    epochs=3,
+    crop=24,
+    test_side=32,
+    save_every=3,
+    ema=0.5,
+    batch_norm="trained",
 )
 
 

@@ -19,9 +19,9 @@ _STRIDE = 4
 class Crops(Dataset[tuple[Tensor, Tensor]]):
     """crops[epoch, i]: image i scaled by a number drawn from `scales`, perhaps mirrored, cut to [side, side].
 
-    Returns normalised floats [3, side, side], 0 (the mean colour) where no image is, and labels uint8 at stride 4
-    [ceil(side / 4), ceil(side / 4)], 255 where no image is. An image smaller than the crop lies anywhere in it.
-    What is drawn depends on (seed, epoch, i) alone, so neither a resumed run nor the number of workers changes it.
+    Returns normalised floats [3, side, side], 0 (the mean colour) where no image is, and labels uint8 at `stride`
+    [ceil(side / stride), ceil(side / stride)], 255 where no image is. An image smaller than the crop lies anywhere in
+    it. What is drawn depends on (seed, epoch, i) alone, so neither a resumed run nor the number of workers changes it.
     epoch None: image i as it is, cut at its top left. Raises UsageError for an item that is no labelled image.
     """
 
@@ -33,8 +33,9 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         scales: tuple[float, float] = (0.5, 1.5),
         mirror: bool = True,
         seed: int = 0,
+        stride: int = _STRIDE,
     ) -> None:
-        self.data, self.normalise, self.side = data, normalise, side
+        self.data, self.normalise, self.side, self.stride = data, normalise, side, stride
         self.scales, self.mirror, self.seed = scales, mirror, seed
 
     def __getitem__(self, place: tuple[int | None, int]) -> tuple[Tensor, Tensor]:
@@ -53,6 +54,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         return crop, self._coarse(cut(labels, self.side, top, left, UNSURE))
 
     def _coarse(self, labels: Tensor) -> Tensor:
-        """The pixel right below the middle of each 4 x 4 cell, as Pillow's nearest one."""
-        places = torch.arange(_STRIDE // 2, self.side + _STRIDE // 2, _STRIDE).clamp(max=self.side - 1)
+        """The pixel right below the middle of each cell, as Pillow's nearest one."""
+        half = self.stride // 2
+        places = torch.arange(half, self.side + half, self.stride).clamp(max=self.side - 1)
         return labels[places][:, places]
