@@ -68,7 +68,7 @@ def fold(number: int, work: Path, config: ClassifierConfig) -> dict[str, Any]:
     return {
         "ids": [item.id for item in held],
         "truth": found.classes.int().tolist(),
-        "tuned": found.logits.tolist(),
+        "tuned": found.values.tolist(),
         "probe": probe(learned, held, names).tolist(),
         "loss": [sum(losses[:per_epoch]) / per_epoch, sum(losses[-per_epoch:]) / per_epoch],
         "seconds": seconds,

@@ -2,8 +2,9 @@
 
 from advcam_fast.train.affinity import AffinityConfig, train_affinity
 from advcam_fast.train.affinity_labels import affinity_labels
-from advcam_fast.train.classifier import ClassLogits, TrainedClassifier, class_logits, train_classifier
+from advcam_fast.train.classifier import TrainedClassifier, train_classifier
 from advcam_fast.train.classifier_config import RECIPES, ClassifierConfig
+from advcam_fast.train.judging import class_logits
 from advcam_fast.train.segmenter import SEGMENTER_RECIPES, SegmenterConfig, train_segmenter
 from advcam_fast.train.team import Team, joined_team
 from advcam_fast.train.training import TrainingStep
@@ -12,7 +13,6 @@ __all__ = [
     "RECIPES",
     "SEGMENTER_RECIPES",
     "AffinityConfig",
-    "ClassLogits",
     "ClassifierConfig",
     "SegmenterConfig",
     "Team",

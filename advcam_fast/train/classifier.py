@@ -17,16 +17,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from advcam_fast.errors import StoppedError, UsageError
 from advcam_fast.models import TrainableClassifier
-from advcam_fast.models.affinity_net import normalised
 from advcam_fast.train.batches import Batches, loader
 from advcam_fast.train.classifier_config import ClassifierConfig
-from advcam_fast.train.classifier_views import TaggedImages, ViewBatch, Views, by_shape, stacked
+from advcam_fast.train.classifier_views import TaggedImages, ViewBatch, Views, stacked
+from advcam_fast.train.judging import autocast, class_logits, fit_probe, normaliser
 from advcam_fast.train.scores import multi_label_scores, top1
 from advcam_fast.train.team import ALONE, Team
 from advcam_fast.train.training import Training, TrainingStep, fingerprint
 from advcam_fast.train.training_folder import TrainingFolder
-
-_JUDGED_AT_ONCE = 16
 
 
 @dataclass
@@ -76,9 +74,6 @@ def train_classifier(
     for name, images in (("data", data), ("judge", judge)):
         if images is not None and len(images) == 0:
             raise UsageError(f"{name}: 0 images came; wanted 1 or more")
-    if config.new_head == "zero" and not net.kept_head:
-        for parameter in net.head.parameters():
-            nn.init.zeros_(parameter)
     files = TrainingFolder(folder, resume or not team.first)
     team.wait()
     job = _Job(net, data, judge, tuple(class_names), config, single_label, data_digest)
@@ -155,9 +150,17 @@ class _Training(Training):
         assert isinstance(module, TrainableClassifier)
         return module
 
+    def begin(self) -> None:
+        if not self.net.kept_head and self.config.new_head != "random":
+            for parameter in self.net.head.parameters():
+                torch.nn.init.zeros_(parameter)
+            if self.config.new_head == "probe":
+                fit_probe(self.net, self.job.data, self._losses, len(self.job.class_names), self.config, self.team)
+        super().begin()
+
     def load(self, batches: Batches) -> Iterator[ViewBatch]:
         self._training_mode()
-        views = Views(self.job.data, _normaliser(self.net), len(self.job.class_names), self.config)
+        views = Views(self.job.data, normaliser(self.net), len(self.job.class_names), self.config)
         return loader(views, batches, self.config.workers, self.device, stacked)
 
     def learn(self, batch: ViewBatch) -> dict[str, float]:
@@ -166,7 +169,7 @@ class _Training(Training):
             group["lr"] = rate * share
         self.problems |= batch.problems
         images, classes, weights = (tensor.to(self.device, non_blocking=True) for tensor in batch[:3])
-        with _autocast(self.device, self.config):
+        with autocast(self.device, self.config):
             logits = self.learner(images)
         losses = self._losses(logits.float(), classes)
         loss = (losses * weights).sum() / weights.sum().clamp(min=1)
@@ -235,56 +238,12 @@ class _Training(Training):
     def _judge(self, data: TaggedImages) -> dict[str, float]:
         found = class_logits(self.result, data, len(self.job.class_names), self.config, self.team)
         self.judged_problems = found.problems
-        if len(found.logits) == 0:
+        if not found.indices:
             reason = next(iter(found.problems.values()))
             raise StoppedError(f"none of the {len(data)} images to judge by can be read; the first: {reason}")
         if self.job.single_label:
-            return top1(found.logits, found.classes.argmax(1))
-        return multi_label_scores(found.logits, found.classes > 0)
-
-
-@dataclass(frozen=True)
-class ClassLogits:
-    """logits and classes (0 and 1): [N, C] of the images that could be read; why others could not, by index."""
-
-    indices: list[int]
-    logits: Tensor
-    classes: Tensor
-    problems: dict[int, str]
-
-
-@torch.no_grad()
-def class_logits(
-    net: TrainableClassifier,
-    data: TaggedImages,
-    num_classes: int,
-    config: ClassifierConfig,
-    team: Team = ALONE,
-) -> ClassLogits:
-    """The logits of whole images, each at the configuration's test_side, in the order of the data, float32 on the CPU.
-
-    An image's logits do not depend on those beside it, but for what a batch of equal sizes rounds.
-    """
-    device = next(net.parameters()).device
-    views = Views(data, _normaliser(net), num_classes, config)
-    own = [(None, index) for index in range(team.rank, len(data), team.processes)]
-    places = [own[start : start + _JUDGED_AT_ONCE] for start in range(0, len(own), _JUDGED_AT_ONCE)]
-    net.eval()
-    rows: dict[int, tuple[Tensor, Tensor]] = {}
-    problems: dict[int, str] = {}
-    for groups in loader(views, places, config.workers, device, by_shape):
-        for batch in groups:
-            problems |= batch.problems
-            with _autocast(device, config):
-                logits = net(batch.images.to(device, non_blocking=True)).float().cpu()
-            rows |= dict(zip(batch.indices, zip(logits, batch.classes, strict=True), strict=True))
-    for found_rows, found_problems in team.gather((rows, problems)):
-        rows |= found_rows
-        problems |= found_problems
-    right = sorted(index for index in rows if index not in problems)
-    empty = torch.zeros(0, num_classes)
-    logits, classes = (torch.stack([rows[index][part] for index in right]) if right else empty for part in (0, 1))
-    return ClassLogits(right, logits, classes, problems)
+            return top1(found.values, found.classes.argmax(1))
+        return multi_label_scores(found.values, found.classes > 0)
 
 
 def _optimizer(net: TrainableClassifier, config: ClassifierConfig) -> torch.optim.Optimizer:
@@ -311,12 +270,3 @@ def _averaged(decay: float, averages: Sequence[Tensor], current: Sequence[Tensor
     """averages <- d averages + (1 - d) current; d rises to the decay, so that a short training forgets its start."""
     number = int(count)
     get_ema_multi_avg_fn(min(decay, (1 + number) / (10 + number)))(averages, current, count)
-
-
-def _autocast(device: torch.device, config: ClassifierConfig) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.autocast == "bf16")
-
-
-def _normaliser(net: TrainableClassifier) -> Callable[[Tensor], Tensor]:
-    dtype = next(net.parameters()).dtype
-    return partial(normalised, mean=net.recipe.mean, std=net.recipe.std, dtype=dtype)

@@ -15,7 +15,7 @@ _CHOICES = {
     "view": ("long-side", "random-area", "square"),
     "autocast": ("none", "bf16"),
     "batch_norm": ("frozen", "trained"),
-    "new_head": ("zero", "random"),
+    "new_head": ("probe", "zero", "random"),
 }
 
 
@@ -23,8 +23,8 @@ _CHOICES = {
 class ClassifierConfig:
     """How a classifier is trained; every rate is multiplied by the schedule's share, 1 at the beginning.
 
-    rate, head_rate: of the features and of the head. new_head: a head that is not of the weights begins at 0, so that
-    directions of which no image tells stay out of its scores, or as the library draws it. schedule: poly,
+    rate, head_rate: of the features and of the head. new_head: one that is not of the weights begins as a linear probe
+    of the features (Kumar et al., ICLR 2022), at 0, or as the library draws it. schedule: poly,
     (1 - step / steps)^power; cosine; stairs, a tenth every `stair` epochs. warm_up: share of all steps in which the
     rates rise from 0. weight_decay: adamw leaves out biases and norms, sgd does not.
     batch: images a step, over all processes. view: long-side, the long side drawn from `sizes` in pixels; random-area,
@@ -39,8 +39,8 @@ class ClassifierConfig:
 
     optimizer: str = "adamw"
     rate: float = 3e-5
-    head_rate: float = 1e-3
-    new_head: str = "zero"
+    head_rate: float = 3e-4
+    new_head: str = "probe"
     schedule: str = "cosine"
     power: float = 0.9
     stair: int = 15

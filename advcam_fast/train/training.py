@@ -73,14 +73,21 @@ class Training(ABC):
     def finish(self) -> None:
         """Writes the weights."""
 
+    def begin(self) -> None:
+        """What is done once, before the first step."""
+        self.save()  # a resumed run may be given other random weights
+
     def end_epoch(self) -> dict[str, Any]:
         """What is measured after an epoch, for the log."""
         return {}
 
     def train(self) -> Path:
         """Trains to the end, from the folder's checkpoint if there is one, and returns the file of the weights."""
-        done = self._restore() and self.files.weights.exists()
+        restored = self._restore()
+        done = restored and self.files.weights.exists()
         self.team.wait()
+        if not restored:
+            self.begin()
         if not done:
             self._run()
             self.finish()
@@ -105,8 +112,6 @@ class Training(ABC):
         return True
 
     def _run(self) -> None:
-        if self.step == 0:
-            self.save()  # what it begins with: a resumed run may be given other random weights
         if self.team.first:
             self.files.drop_lines_from(self.step)
         began = time.perf_counter()

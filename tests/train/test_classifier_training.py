@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -21,6 +22,9 @@ from train.classifier_toy import CLASSES, CONFIG, Squares, toy_net
 from advcam_fast.errors import StoppedError, UsageError
 from advcam_fast.models import TrainableClassifier
 from advcam_fast.train import RECIPES, TrainedClassifier, class_logits, train_classifier
+from advcam_fast.train.classifier import _optimizer
+from advcam_fast.train.classifier_views import Views
+from advcam_fast.train.judging import fit_probe, normaliser
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
@@ -66,7 +70,7 @@ def test_it_learns(tmp_path: Path, single: bool) -> None:
     net = toy_net(5)
     net.network.load_state_dict(load_file(trained.weights))
     found = class_logits(net, Squares(21, single), 3, config)
-    right = found.logits.argmax(1) == found.classes.argmax(1) if single else (found.logits > 0) == (found.classes > 0)
+    right = found.values.argmax(1) == found.classes.argmax(1) if single else (found.values > 0) == (found.classes > 0)
     assert float(right.double().mean()) > 0.9
 
 
@@ -186,9 +190,33 @@ def test_the_average_of_the_weights_comes_out(tmp_path: Path) -> None:
     assert len(seen) == 3 and torch.allclose(load_file(tmp_path / "weights.safetensors")["fc.weight"], average)
 
 
-def test_biases_and_norms_decay_with_sgd_only() -> None:
-    from advcam_fast.train.classifier import _optimizer
+def test_a_new_head_begins_as_the_best_one(tmp_path: Path) -> None:
+    """Nothing is left of the gradient of the decayed soft margin over what can be read."""
+    config, data = dataclasses.replace(CONFIG, new_head="probe", epochs=1), Squares(9, broken=2)
+    net = toy_net()
+    losses = functools.partial(nn.functional.multilabel_soft_margin_loss, reduction="none")
+    fit_probe(net, data, losses, 3, config)
+    fitted = net.head.weight.detach().clone()
+    found = class_logits(net, data, 3, config)
+    assert found.indices == [0, 1, 3, 4, 5, 6, 7, 8] and found.problems == {2: "2.png: the file is empty"}
+    net.head.requires_grad_(True)
+    views = Views(data, normaliser(net), 3, config)
+    logits = torch.cat([net(views[None, index].image[None]) for index in found.indices])
+    (losses(logits, found.classes).mean() + 1e-3 * net.head.weight.square().sum()).backward()
+    assert float(net.head.weight.grad.abs().max()) < 1e-4 < float(fitted.abs().max())  # type: ignore[union-attr, arg-type]
+    state = []
+    again = toy_net(0)
+    train_classifier(
+        again, data, CLASSES, tmp_path / "a", dataclasses.replace(config, head_rate=1e-12, ema=0.0), report=state.append
+    )
+    assert state and torch.allclose(again.head.weight, fitted, atol=1e-6)  # type: ignore[arg-type]
+    kept, config = toy_net(), dataclasses.replace(config, head_rate=1e-12, ema=0.0)
+    kept.kept_head = True
+    train_classifier(kept, data, CLASSES, tmp_path / "b", config)
+    assert torch.allclose(kept.head.weight, toy_net().head.weight, atol=1e-6)  # type: ignore[arg-type]
 
+
+def test_biases_and_norms_decay_with_sgd_only() -> None:
     adamw = _optimizer(toy_net(), dataclasses.replace(CONFIG, weight_decay=0.1, rate=0.5, head_rate=2.0))
     found = sorted((group["lr"], group["weight_decay"], len(group["params"])) for group in adamw.param_groups)
     assert found == [(0.5, 0.0, 3), (0.5, 0.1, 2), (2.0, 0.0, 1), (2.0, 0.1, 1)]
@@ -197,8 +225,6 @@ def test_biases_and_norms_decay_with_sgd_only() -> None:
 
 
 def test_the_loss_is_the_soft_margin_of_what_could_be_read(tmp_path: Path) -> None:
-    from advcam_fast.train.classifier_views import Views
-
     config = dataclasses.replace(CONFIG, batch=4, epochs=1, batch_norm="frozen")
     net, data = toy_net(), Squares(4, broken=1)
     shift = torch.tensor(net.recipe.mean).view(3, 1, 1)
