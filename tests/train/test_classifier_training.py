@@ -135,10 +135,11 @@ def test_the_log_and_what_the_weights_say(done: TrainedClassifier) -> None:
 
 def test_a_training_that_is_done_is_not_done_again(tmp_path: Path) -> None:
     config, data = dataclasses.replace(CONFIG, epochs=1), Squares(4, broken=2)
-    trained = train_classifier(toy_net(), data, CLASSES, tmp_path, config)
+    trained = train_classifier(toy_net(), data, CLASSES, tmp_path, config, judge=Squares(5, broken=1))
     before, data.reads = trained.weights.stat().st_mtime_ns, 0
-    again = train_classifier(toy_net(), data, CLASSES, tmp_path, config, resume=True)
-    assert again == trained and trained.best is None and again.problems == {2: "2.png: the file is empty"}
+    again = train_classifier(toy_net(), data, CLASSES, tmp_path, config, judge=Squares(5, broken=1), resume=True)
+    assert again == trained and trained.score and again.problems == {2: "2.png: the file is empty"}
+    assert again.judged_problems == {1: "1.png: the file is empty"}
     assert (again.weights.stat().st_mtime_ns, data.reads) == (before, 0)
     with pytest.raises(UsageError, match=r"already holds a training \(checkpoint\.pt\)"):
         train_classifier(toy_net(), data, CLASSES, tmp_path, config)
