@@ -16,6 +16,8 @@ from advcam_fast.cli import (  # noqa: F401  (each adds its verb)
     refine,
     report,
     train_affinity,
+    train_classifier,
+    train_segmenter,
 )
 from advcam_fast.cli.app import app
 from advcam_fast.cli.console import say

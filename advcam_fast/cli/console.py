@@ -122,10 +122,7 @@ def report(summary: dict[str, Any], out: Path, as_json: bool, made: str = "maps"
     if as_json:
         print(json.dumps(summary), flush=True)  # a reader that went away is met here, not at exit
     else:
-        for failure in summary["failures"][:20]:
-            say(f"failed: {failure['id']}: {failure['reason']}")
-        if len(summary["failures"]) > 20:
-            say(f"and {len(summary['failures']) - 20} more, see {out / 'manifest' if resumes else '--json'}")
+        _say_failures(summary, f"see {out / 'manifest' if resumes else '--json'}")
         executor = f", executor: {summary['executor']}" if "executor" in summary else ""
         say(
             f"{out}: {summary['ok']} of {summary['images']} images have {made}, {summary['failed']} failed; "
@@ -142,6 +139,31 @@ def report(summary: dict[str, Any], out: Path, as_json: bool, made: str = "maps"
             say(f"open {summary['page']} in a browser")
         if summary["interrupted"]:
             say("stopped; the same command goes on from here" if resumes else "stopped; nothing of it was kept")
+    _leave(summary)
+
+
+def report_training(summary: dict[str, Any], out: Path, as_json: bool) -> None:
+    """Says how a training on images ended and leaves with its exit code."""
+    if as_json:
+        print(json.dumps(summary), flush=True)
+    elif summary["interrupted"]:
+        say("stopped; the same command goes on from here")
+    else:
+        _say_failures(summary, "--json lists them all")
+        score = ", ".join(f"{name} {value:.3f}" for name, value in summary["score"].items())
+        say(f"{out}: trained on {summary['trained_on']} images in {summary['seconds']:.1f} s")
+        say(f"weights: {summary['weights']}" + (f"; best, {score}: {summary['best']}" if score else ""))
+    _leave(summary)
+
+
+def _say_failures(summary: dict[str, Any], more: str) -> None:
+    for failure in summary["failures"][:20]:
+        say(f"failed: {failure['id']}: {failure['reason']}")
+    if len(summary["failures"]) > 20:
+        say(f"and {len(summary['failures']) - 20} more, {more}")
+
+
+def _leave(summary: dict[str, Any]) -> None:
     if summary["interrupted"]:
         raise typer.Exit(130)
     if summary["failed"]:
