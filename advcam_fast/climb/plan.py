@@ -35,6 +35,12 @@ def padded_size(height: int, width: int) -> Size:
     return -(-height // 16) * 16, -(-width // 16) * 16
 
 
+def climb_cost(height: int, width: int, labels: int, config: ClimbConfig) -> float:
+    """Pixels x labels x CAMs of all scales: what an image's climb costs, in units that only the network knows."""
+    views = ((scaled_size(height, width, config.factor(s, height, width)), config.steps_for(s)) for s in config.scales)
+    return float(labels * sum(size[0] * size[1] * steps for size, steps in views))
+
+
 def plan_batches(
     sizes: Sequence[Size], label_counts: Sequence[int], config: ClimbConfig, ragged: bool = False
 ) -> list[Batch]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from advcam_fast.data.tar_member import TarMember
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -18,19 +20,29 @@ class Item:
     """
 
     id: str
-    path: Path
+    path: Path | TarMember
     labels: tuple[str, ...] | None = None
-    mask: Path | None = None
+    mask: Path | TarMember | None = None
     problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The items of a SPEC in a fixed order; mask pixel v > 0 is class_names[v - 1] (None: nothing names classes)."""
+    """The items of a SPEC in a fixed order; mask pixel v > 0 is class_names[v - 1] (None: nothing names classes).
+
+    place: the file or folder that was read; where it has gone, or has become an empty folder, so have the images.
+    """
 
     items: Sequence[Item]
     class_names: tuple[str, ...] | None
     spec: str
+    place: Path | None = None
+
+    def is_there(self) -> bool:
+        """Whether the data set can still be reached, whatever became of a single image."""
+        if self.place is None or not self.place.is_dir():
+            return self.place is None or self.place.exists()
+        return any(self.place.iterdir())
 
 
 def item_ids(paths: Sequence[str]) -> list[str]:

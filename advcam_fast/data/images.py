@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
+
+from advcam_fast.data.tar_member import TarMember
 
 MAX_PIXELS = 100_000_000
 
@@ -32,7 +35,7 @@ class ImageError(ValueError):
     """A file that cannot be used as an image or mask: one line with the file and the reason."""
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+def read_image(path: str | Path | TarMember, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """Decodes an image of any mode into RGB, turned the right way up by its EXIF orientation.
 
     Transparency is laid on white, CMYK is converted, 16-bit grey v becomes round(v / 257), of an animation the first
@@ -46,7 +49,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def read_mask(path: str | Path, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+def read_mask(path: str | Path | TarMember, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """Decodes a class mask: palette indices, grey values, or 0 and 1 of a 1-bit image, never colours.
 
     Shape: uint8 [H, W]; 0 background, v > 0 class v - 1, 255 ignored. Raises ImageError as read_image does, and for
@@ -59,6 +62,12 @@ def read_mask(path: str | Path, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
         if values.min() < 0 or values.max() > 255:
             raise ValueError(f"mask values from {values.min()} to {values.max()}, wanted 0 to 255")
     return torch.from_numpy(values.astype(np.uint8))
+
+
+def image_size(path: str | Path | TarMember) -> tuple[int, int]:
+    """(height, width) as the header has them, before any turn; ImageError as read_image, of what the header shows."""
+    with _opened(path) as image:
+        return image.size[1], image.size[0]
 
 
 def resize_image(image: torch.Tensor, scale: float) -> torch.Tensor:
@@ -88,25 +97,40 @@ def _resize_on_device(image: torch.Tensor, height: int, width: int) -> torch.Ten
 
 
 @contextmanager
-def _upright(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
-    """Opens, checks, decodes and turns an image; every failure, the caller's block included, becomes ImageError."""
+def _upright(path: str | Path | TarMember, max_pixels: int) -> Iterator[Image.Image]:
+    """Opens, checks, decodes and turns an image."""
+    with _opened(path) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ValueError(f"{width} x {height} is over the limit of {max_pixels:,} pixels")
+        image.load()
+        yield _turned(image)
+
+
+@contextmanager
+def _opened(path: str | Path | TarMember) -> Iterator[Image.Image]:
+    """An image whose header was read; every failure, the caller's block included, becomes ImageError."""
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a regular file")
-        if status.st_size == 0:
-            raise ValueError("the file is empty")
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ValueError(f"{width} x {height} is over the limit of {max_pixels:,} pixels")
-            image.load()
-            yield _turned(image)
+        with Image.open(_source(path), formats=FORMATS) as image:
+            yield image
     except UnidentifiedImageError:
         raise ImageError(f"{path}: not a JPEG, PNG, GIF, BMP, TIFF, WebP or PPM image") from None
     except Exception as error:  # on damaged bytes Pillow's decoders raise nearly every type there is
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or repr(error)
         raise ImageError(f"{path}: {' '.join(reason.split())}") from error
+
+
+def _source(path: str | Path | TarMember) -> str | Path | io.BytesIO:
+    if isinstance(path, TarMember):
+        size = path.size
+    else:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        size = status.st_size
+    if size == 0:
+        raise ValueError("the file is empty")
+    return io.BytesIO(path.read_bytes()) if isinstance(path, TarMember) else path
 
 
 def _turned(image: Image.Image) -> Image.Image:

@@ -28,7 +28,7 @@ def read_voc(directory: Path, split: str, spec: str) -> Dataset:
     lacking = [part for part in parts if not (directory / part).is_dir()]
     if lacking:
         raise UsageError(f"data {spec!r}: {directory} lacks {', '.join(lacking)}; wanted {', '.join(parts)}")
-    return Dataset([_read_item(directory, name) for name in names], VOC_CLASSES, spec)
+    return Dataset([_read_item(directory, name) for name in names], VOC_CLASSES, spec, directory)
 
 
 def _read_split(directory: Path, split: str, spec: str) -> tuple[list[str], bool]:

@@ -35,7 +35,13 @@ class RunFolder(ItemFolder):
 
         Raises ValueError for wrong arrays, StoreError if the disk is full: then nothing of the item is left.
         """
-        self._finish(item_id, encode_maps(arrays, self.settings["store"]), flags, labels)
+        self.finish_encoded(item_id, encode_maps(arrays, self.settings["store"]), flags=flags, labels=labels)
+
+    def finish_encoded(
+        self, item_id: str, content: bytes | memoryview, *, flags: Sequence[str] = (), labels: Sequence[str] = ()
+    ) -> None:
+        """As finish, of maps that encode_maps packed, perhaps in another process."""
+        self._finish(item_id, content, flags, labels)
 
     def read_maps(self, item_id: str) -> dict[str, torch.Tensor]:
         """The maps of an item that is ok: see decode_maps. Raises StoreError if it is not, or its file is damaged."""

@@ -17,7 +17,7 @@ from cli.command_line import FAST, save_list, save_network, save_photo
 from advcam_fast.climb import ClimbConfig, MapMaker
 from advcam_fast.data import open_dataset
 from advcam_fast.models import load_model
-from advcam_fast.pipelines.label import LabelRule, Progress, label_dataset
+from advcam_fast.pipelines.label import Labeller, LabelRule, Progress, label_dataset
 from advcam_fast.store import RunFolder
 
 SIZES = [(width, height) for width in (33, 40, 48, 64) for height in (33, 37, 50, 72)]
@@ -58,7 +58,7 @@ def test_nothing_is_kept_of_an_image(photos_and_network: tuple[str, Path], tmp_p
             seen[progress.done] = (tensors, len(alive), resident("self"))
 
     with RunFolder.open(tmp_path / "run", {}) as run:
-        label_dataset(dataset, maker, run, LabelRule(), {"cat": 0, "dog": 1}, report=look)
+        label_dataset(dataset, Labeller(maker, LabelRule(), {"cat": 0, "dog": 1}), run, report=look)
     assert run.counts() == {"ok": 300, "failed": 0}
     tensors, objects, memory = (after - before for before, after in zip(seen[100], seen[300], strict=True))
     assert tensors <= 2, f"{tensors} tensors more are alive after 200 images"
