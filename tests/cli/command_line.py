@@ -190,7 +190,8 @@ def timeless(run: Path) -> list[dict[str, Any]]:
 def finished(run: Path) -> dict[str, int]:
     """Names and times of the map files whose manifest line is whole; others may be written again."""
     parts = [part.read_bytes().split(b"\n")[:-1] for part in (run / "manifest").glob("*.jsonl")]
-    ids = [json.loads(line)["id"] for lines in parts for line in lines]
+    records = [json.loads(line) for lines in parts for line in lines]
+    ids = [record["id"] for record in records if record["status"] == "ok"]
     return {item: (run / "maps" / f"{item}.npz").stat().st_mtime_ns for item in ids}
 
 
