@@ -13,9 +13,11 @@ import typer
 import advcam_fast as af
 from advcam_fast.cli.app import Json, Out, Retry, Set, app
 from advcam_fast.cli.console import report, say, with_progress
+from advcam_fast.cli.plan import show_plan
 from advcam_fast.climb import PRESETS, ClimbConfig, MapMaker
 from advcam_fast.data import Dataset, Item, match_labels, open_dataset
 from advcam_fast.errors import UsageError
+from advcam_fast.models import Classifier
 from advcam_fast.pipelines import label as labelling
 from advcam_fast.pipelines.label import Labeller
 from advcam_fast.pipelines.ranks import ALONE, Ranks
@@ -41,12 +43,22 @@ def label(
     full: Annotated[bool, typer.Option("--full", help="Store the full-size maps too.")] = False,
     retry_failed: Retry = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read what is done and redo damaged maps.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only predict time, memory and disk from a short probe.")
+    ] = False,
+    machines: Annotated[int, typer.Option(help="With --plan: how many like this one.")] = 1,
+    engine: Annotated[str, typer.Option(help="local, or ray: on a Ray cluster (extra [scale]).")] = "local",
+    workers: Annotated[int | None, typer.Option(help="With ray: how many; by default what the cluster has.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compute the AdvCAM maps of every image of a data set. Stopped at any moment, the same command goes on.
 
     The GPUs of one machine: torchrun --nproc-per-node N -m advcam_fast label ...
     """
+    if engine not in ("local", "ray"):
+        raise UsageError(f"--engine {engine}: wanted is local or ray")
+    if workers is not None and (engine != "ray" or workers < 1):
+        raise UsageError(f"--workers {workers}: wanted is a whole number >= 1, with --engine ray")
     if labels not in ("given", "predicted"):
         raise UsageError(f"--labels {labels}: wanted is given or predicted")
     rule = labelling.LabelRule(labels == "predicted", top_k, min_score)
@@ -59,15 +71,12 @@ def label(
         else labelling.tag_indices(dataset, net, lambda tags, names: match_labels(tags, names, class_map))
     )
     labeller = Labeller(MapMaker(net, config), rule, matched, full, store)
-    network = {
-        "name": model,
-        "weights": weights or "",
-        "classes": net.num_classes,
-        "sha256": labelling.weights_digest(net.tensors()),
-    }
+    if plan:
+        show_plan(dataset, labeller, out, machines, as_json)
+        return
     settings = {
         "data": data,
-        "model": network,
+        "model": _network(net, model, weights),
         "labels": {"from": labels, "top_k": top_k or 0, "min_score": -1.0 if min_score is None else min_score},
         "class_map": {name: matched[name] for name in sorted(matched)},
         "climb": {"preset": preset, **config.as_dict()},
@@ -76,6 +85,11 @@ def label(
     with _opened(out, settings, dataset, labeller, ranks, retry_failed=retry_failed, verify=verify) as (run, items):
         summary = label_with_progress(dataset, labeller, run, as_json, ranks, items)
     report(summary, out, as_json, speak=ranks.first)
+
+
+def _network(net: Classifier, name: str, weights: str | None) -> dict[str, Any]:
+    digest = labelling.weights_digest(net.tensors())
+    return {"name": name, "weights": weights or "", "classes": net.num_classes, "sha256": digest}
 
 
 @contextmanager

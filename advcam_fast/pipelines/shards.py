@@ -29,9 +29,11 @@ def item_costs(items: Sequence[Item], config: ClimbConfig, predicted_labels: int
     sizes = [(side, side)] * len(items) if side else image_sizes(items)
     costs = []
     for item, size in zip(items, sizes, strict=True):
-        height, width = (0, 0) if size is None or item.problem else size
+        if size is None or item.problem:
+            costs.append(0.0)
+            continue
         labels = len(item.labels or ()) if predicted_labels is None else predicted_labels
-        costs.append(READING * height * width + climb_cost(height, width, labels, config))
+        costs.append(READING * size[0] * size[1] + climb_cost(*size, labels, config))
     return costs
 
 

@@ -49,6 +49,15 @@ def encode_maps(arrays: Mapping[str, Array], store: str) -> memoryview:
     return buffer.getbuffer()
 
 
+def encoded_bytes(height: int, width: int, maps: int, full: bool, store: str) -> int:
+    """The size of what encode_maps makes of an image's maps, without making it."""
+    names = ("strided", "initial", "full") if full else ("strided", "initial")
+    empty = {"classes": np.zeros(0, np.int64)} | {name: np.zeros((0, 1, 1), np.float32) for name in names}
+    around = memoryview(encode_maps(empty, store)).nbytes
+    pixels = -(-height // 4) * -(-width // 4) + (len(names) - 1) * height * width
+    return around + maps * (8 + pixels * np.dtype(STORE_DTYPES[store]).itemsize)
+
+
 def decode_maps(path: Path) -> dict[str, torch.Tensor]:
     """Reads a map file: `classes` int64 [n] and the maps fp32 [n, h, w] in [0, 1]; uint8 v is read as v / 255.
 

@@ -105,10 +105,10 @@ def test_a_run_is_refused_while_any_rank_of_another_writes(options: tuple[object
 def test_a_change_of_tags_is_done_again_by_the_rank_whose_share_it_is(
     label: Callable[..., Ended], network: Path, tmp_path: Path
 ) -> None:
-    rows = [(f"{i}.png", "dog") for i in range(6)]
+    rows = [(f"{i}.png", "dog" if i < 3 else "cat") for i in range(6)]
     data, out = save_list(tmp_path / "photos", rows), tmp_path / "run"
     assert label(data, out).code == 0
-    save_list(tmp_path / "photos", [(f"{i}.png", "cat") for i in range(6)])
+    save_list(tmp_path / "photos", [(f"{i}.png", "cat" if i < 3 else "dog") for i in range(6)])
     given = ("label", "--data", data, "--model", "squeezenet1_1", "--weights", network, "--preset", "cam", *FAST)
     assert [rank.end().code for rank in start_ranks(2, *given, "--out", out, folder=tmp_path / "printed")] == [0, 0]
     assert label(data, tmp_path / "fresh").code == 0
