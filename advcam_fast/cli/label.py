@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from advcam_fast.models import Classifier
 from advcam_fast.pipelines import label as labelling
 from advcam_fast.pipelines.label import Labeller
 from advcam_fast.pipelines.ranks import ALONE, Ranks
+from advcam_fast.pipelines.ray_engine import label_on_ray
 from advcam_fast.pipelines.shards import balanced_shards, item_costs
 from advcam_fast.store import RunFolder
 
@@ -57,6 +59,8 @@ def label(
     """
     if engine not in ("local", "ray"):
         raise UsageError(f"--engine {engine}: wanted is local or ray")
+    if engine == "ray" and "RANK" in os.environ:
+        raise UsageError("--engine ray under torchrun: wanted is one of them")
     if workers is not None and (engine != "ray" or workers < 1):
         raise UsageError(f"--workers {workers}: wanted is a whole number >= 1, with --engine ray")
     if labels not in ("given", "predicted"):
@@ -64,7 +68,7 @@ def label(
     rule = labelling.LabelRule(labels == "predicted", top_k, min_score)
     config = ClimbConfig.preset(preset).with_settings([*(set_ or []), *([f"dtype={dtype}"] if dtype else [])])
     dataset, ranks = open_dataset(data), Ranks.of_environment()
-    net = af.load_model(model, weights, device=labelling.device_of(ranks.device(device)))
+    net = af.load_model(model, weights, device=labelling.device_of("cpu" if engine == "ray" else ranks.device(device)))
     matched = (
         {}
         if rule.predicted
@@ -83,7 +87,8 @@ def label(
         "full": full,
     }
     with _opened(out, settings, dataset, labeller, ranks, retry_failed=retry_failed, verify=verify) as (run, items):
-        summary = label_with_progress(dataset, labeller, run, as_json, ranks, items)
+        ray = (device, workers) if engine == "ray" else None
+        summary = label_with_progress(dataset, labeller, run, as_json, ranks, items, ray)
     report(summary, out, as_json, speak=ranks.first)
 
 
@@ -144,10 +149,17 @@ def label_with_progress(
     as_json: bool,
     ranks: Ranks = ALONE,
     items: Sequence[Item] | None = None,
+    ray: tuple[str, int | None] | None = None,
 ) -> dict[str, Any]:
-    """Runs the labelling under a progress bar; what the run holds at its end, or at Ctrl-C."""
+    """Runs the labelling under a progress bar; what the run holds at its end, or at Ctrl-C.
+
+    ray: device and number of workers.
+    """
 
     def work(advance: Any) -> None:
+        if ray is not None:
+            label_on_ray(dataset, labeller, run, advance, *ray)
+            return
         try:
             labelling.label_dataset(dataset, labeller, run, advance, items)
             ranks.wait()
