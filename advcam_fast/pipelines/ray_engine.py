@@ -6,8 +6,9 @@ import importlib.util
 import logging
 import os
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,6 @@ import torch
 from advcam_fast.climb import ClimbConfig, MapMaker
 from advcam_fast.data import Dataset, Item
 from advcam_fast.errors import StoppedError, UsageError, first_line
-from advcam_fast.models import Classifier
 from advcam_fast.pipelines.label import (
     GPU_IMAGES,
     Labeller,
@@ -51,7 +51,7 @@ class _Worker:
         import ray
 
         torch.set_num_threads(threads)
-        net: Classifier = ray.get(model)
+        net: Any = ray.get(model)
         maker = MapMaker(net.to("cuda" if ray.get_gpu_ids() else "cpu"), config)
         self.labeller, self.dataset = Labeller(maker, rule, class_indices, full, store), dataset
 
@@ -113,13 +113,14 @@ def _cluster() -> Iterator[Any]:
     import ray
     import ray.data
 
-    ray.init(log_to_driver=False, logging_level="ERROR")
+    ray.init(log_to_driver=False, logging_level=logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_errored_blocks = -1
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is told by us, in one line
     try:
-        yield ray
+        with redirect_stdout(sys.stderr):  # where its raylet tells of lost workers
+            yield ray
     except ray.exceptions.RayError as error:
         raise StoppedError(f"Ray: {first_line(error)}; the same command goes on") from error
     finally:

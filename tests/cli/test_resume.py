@@ -78,6 +78,19 @@ def test_ten_kills_at_random_moments(
     assert not list((out / "maps").glob(".*")), "something was left behind"
 
 
+@pytest.mark.soak
+def test_two_hundred_kills(options: tuple[object, ...], tmp_path: Path) -> None:
+    data = save_list(tmp_path / "photos", [(f"{i % 3}/{i}.png", "dog;cat" if i % 3 else "dog") for i in range(1600)])
+    options = (*options, "--data", data)
+    assert Command(*options, "--out", tmp_path / "undisturbed", folder=tmp_path / "printed").end(600).code == 0
+    out = tmp_path / "run"
+    before = killed_again_and_again(options, out, 200, most_ranks=3, most_items=7)
+    assert 400 < len(before) < 1600, "the kills did not strike while it worked"
+    assert Command(*options, "--out", out, folder=tmp_path / "printed").end(600).code == 0
+    assert map_files(out) == map_files(tmp_path / "undisturbed")
+    assert timeless(out) == timeless(tmp_path / "undisturbed")
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_ctrl_c_ends_in_order_and_the_next_start_goes_on(
     options: tuple[object, ...], undisturbed: dict[str, bytes], tmp_path: Path, as_json: bool
