@@ -29,7 +29,7 @@ from advcam_fast.pipelines.label import (
 from advcam_fast.store import RunFolder
 
 MOST_BLOCKS = 20_000  # of images that Ray deals out; each is some bookkeeping
-RETRIES = 3  # of a block whose worker was lost
+RETRIES = 1  # of a block whose worker was lost; then its images come one by one, as often
 
 _Row = dict[str, Any]
 
@@ -98,7 +98,7 @@ def label_on_ray(
             if not lost:
                 return
     for item in lost:
-        reason = f"the Ray worker that had it was lost, {RETRIES + 1} times"
+        reason = f"the Ray worker that had it was lost, {2 * (RETRIES + 1)} times"
         run.fail(item.id, reason, labels=item.labels or ())
         finished += 1
         report(Progress(item.id, finished, len(dataset.items), reason))

@@ -73,7 +73,7 @@ def worked(process: int) -> float:
 
 
 def watched(arguments: list[object], out: Path) -> Iterator[tuple[int, int, float]]:
-    """Runs `advcam-fast` to its end; yields (bytes of the manifest, of memory, seconds worked) twenty times a second."""
+    """Runs `advcam-fast` to its end; yields (bytes of manifest, of memory, seconds worked) twenty times a second."""
     manifest = out / "manifest" / "main.jsonl"
     command = [sys.executable, "-m", "advcam_fast", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
