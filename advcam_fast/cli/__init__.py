@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from advcam_fast.cli import demo, doctor, label, refine, train_affinity  # noqa: F401  (each adds its verb)
+from advcam_fast.cli import demo, doctor, label, refine, run, train_affinity  # noqa: F401  (each adds its verb)
 from advcam_fast.cli.app import app
 from advcam_fast.cli.console import say
 from advcam_fast.errors import StoppedError, UsageError

@@ -110,21 +110,21 @@ def _cluster() -> Iterator[Any]:
         raise UsageError("--engine ray needs Ray: in the source folder, pip install '.[scale]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-    import ray.data
+    with redirect_stdout(sys.stderr):  # where it tells of lost workers; it keeps what it finds when it is imported
+        import ray
+        import ray.data
 
-    ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.print_on_execution_start = False
-    context.max_errored_blocks = -1
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is told by us, in one line
-    try:
-        with redirect_stdout(sys.stderr):  # where its raylet tells of lost workers
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        context.max_errored_blocks = -1
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is told by us, in one line
+        try:
             yield ray
-    except ray.exceptions.RayError as error:
-        raise StoppedError(f"Ray: {first_line(error)}; the same command goes on") from error
-    finally:
-        ray.shutdown()
+        except ray.exceptions.RayError as error:
+            raise StoppedError(f"Ray: {first_line(error)}; the same command goes on") from error
+        finally:
+            ray.shutdown()
 
 
 class _Deal:

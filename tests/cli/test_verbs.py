@@ -21,7 +21,7 @@ from advcam_fast import _native, cli
 from advcam_fast.pipelines.demo import PHOTOS, write_photos
 from advcam_fast.report.overlay import overlay, sheet
 
-VERBS = ("label", "refine", "train-affinity", "demo", "doctor")
+VERBS = ("label", "refine", "train-affinity", "run", "demo", "doctor")
 
 # left, top, right, bottom in pixels: the cat's face; the camera and its tripod
 OBJECTS = {"chelsea": ("tabby", (55, 30, 385, 300)), "camera": ("tripod", (185, 110, 450, 512))}
