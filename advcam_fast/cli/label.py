@@ -57,12 +57,7 @@ def label(
 
     The GPUs of one machine: torchrun --nproc-per-node N -m advcam_fast label ...
     """
-    if engine not in ("local", "ray"):
-        raise UsageError(f"--engine {engine}: wanted is local or ray")
-    if engine == "ray" and "RANK" in os.environ:
-        raise UsageError("--engine ray under torchrun: wanted is one of them")
-    if workers is not None and (engine != "ray" or workers < 1):
-        raise UsageError(f"--workers {workers}: wanted is a whole number >= 1, with --engine ray")
+    _check_engine(engine, workers)
     if labels not in ("given", "predicted"):
         raise UsageError(f"--labels {labels}: wanted is given or predicted")
     rule = labelling.LabelRule(labels == "predicted", top_k, min_score)
@@ -90,6 +85,15 @@ def label(
         ray = (device, workers) if engine == "ray" else None
         summary = label_with_progress(dataset, labeller, run, as_json, ranks, items, ray)
     report(summary, out, as_json, speak=ranks.first)
+
+
+def _check_engine(engine: str, workers: int | None) -> None:
+    if engine not in ("local", "ray"):
+        raise UsageError(f"--engine {engine}: wanted is local or ray")
+    if engine == "ray" and "RANK" in os.environ:
+        raise UsageError("--engine ray under torchrun: wanted is one of them")
+    if workers is not None and (engine != "ray" or workers < 1):
+        raise UsageError(f"--workers {workers}: wanted is a whole number >= 1, with --engine ray")
 
 
 def _network(net: Classifier, name: str, weights: str | None) -> dict[str, Any]:
