@@ -48,7 +48,7 @@ def label(
     plan: Annotated[
         bool, typer.Option("--plan", help="Only predict time, memory and disk from a short probe.")
     ] = False,
-    machines: Annotated[int, typer.Option(help="With --plan: how many like this one.")] = 1,
+    machines: Annotated[int | None, typer.Option(help="With --plan: how many like this one.")] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: on a Ray cluster (extra [scale]).")] = "local",
     workers: Annotated[int | None, typer.Option(help="With ray: how many; by default what the cluster has.")] = None,
     as_json: Json = False,
@@ -57,7 +57,7 @@ def label(
 
     The GPUs of one machine: torchrun --nproc-per-node N -m advcam_fast label ...
     """
-    _check_engine(engine, workers)
+    _check_scale(engine, workers, plan, machines)
     if labels not in ("given", "predicted"):
         raise UsageError(f"--labels {labels}: wanted is given or predicted")
     rule = labelling.LabelRule(labels == "predicted", top_k, min_score)
@@ -71,7 +71,7 @@ def label(
     )
     labeller = Labeller(MapMaker(net, config), rule, matched, full, store)
     if plan:
-        show_plan(dataset, labeller, out, machines, as_json)
+        show_plan(dataset, labeller, out, machines or 1, as_json)
         return
     settings = {
         "data": data,
@@ -87,7 +87,9 @@ def label(
     report(summary, out, as_json, speak=ranks.first)
 
 
-def _check_engine(engine: str, workers: int | None) -> None:
+def _check_scale(engine: str, workers: int | None, plan: bool, machines: int | None) -> None:
+    if machines is not None and (not plan or machines < 1):
+        raise UsageError(f"--machines {machines}: wanted is a whole number >= 1, with --plan")
     if engine not in ("local", "ray"):
         raise UsageError(f"--engine {engine}: wanted is local or ray")
     if engine == "ray" and "RANK" in os.environ:

@@ -16,7 +16,7 @@ from advcam_fast.climb import MapMaker, MapResult
 from advcam_fast.data import Dataset, ImageError, Item, read_image, resize_image
 from advcam_fast.errors import StoppedError, UsageError, first_line
 from advcam_fast.models import Classifier
-from advcam_fast.store import RunFolder, StoreError, encode_maps
+from advcam_fast.store import RunFolder, StoreError, check_store, encode_maps
 
 GPU_IMAGES = 32  # images planned together on a GPU, so that batches of equal size can be found among them
 WRITTEN_LATER = 8  # maps that may wait for the disk
@@ -94,6 +94,9 @@ class Labeller:
     class_indices: Mapping[str, int]
     full: bool = False
     store: str = "fp16"
+
+    def __post_init__(self) -> None:
+        check_store(self.store)
 
     def results(self, dataset: Dataset, items: Sequence[Item]) -> Iterator[tuple[Item, MapResult | str]]:
         """The maps of every item, or the reason there are none; StoppedError if the device or the data is lost."""

@@ -45,8 +45,6 @@ def plan_label(dataset: Dataset, todo: Sequence[Item], labeller: Labeller, out: 
     Seconds are of the slowest machine, between those that the fastest and the slowest probe say; memory is of one
     process; bytes on disk are counted, not estimated. Nothing is written. Raises UsageError where no image can be read.
     """
-    if machines < 1:
-        raise UsageError(f"--machines {machines}: wanted is a whole number >= 1")
     sample = todo[:: -(-len(todo) // MOST_HEADERS) or 1]
     known = [_Known(item, size) for item, size in zip(sample, image_sizes(sample), strict=True) if size]
     known = [each for each in known if not each.item.problem]

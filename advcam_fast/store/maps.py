@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from advcam_fast.errors import UsageError
 from advcam_fast.store.files import StoreError
 
 STORE_DTYPES = {"fp16": np.float16, "fp32": np.float32, "uint8": np.uint8}
@@ -18,6 +19,12 @@ _NEEDED = ("classes", "strided", "initial")
 _MAPS = ("strided", "initial", "full")
 
 Array = np.ndarray | torch.Tensor
+
+
+def check_store(store: str) -> None:
+    """Raises UsageError unless it is a dtype that maps are stored in."""
+    if store not in STORE_DTYPES:
+        raise UsageError(f"store {store!r}, wanted {', '.join(STORE_DTYPES)}")
 
 
 def encode_maps(arrays: Mapping[str, Array], store: str) -> memoryview:

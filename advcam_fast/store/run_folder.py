@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from advcam_fast.errors import UsageError
 from advcam_fast.store.item_folder import ItemFolder
-from advcam_fast.store.maps import STORE_DTYPES, Array, decode_maps, encode_maps
+from advcam_fast.store.maps import Array, check_store, decode_maps, encode_maps
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -24,8 +23,7 @@ class RunFolder(ItemFolder):
     @classmethod
     def open(cls, path: str | Path, settings: Mapping[str, Any], *, store: str = "fp16", **options: Any) -> Self:
         """As ItemFolder.open; `store`, the dtype of the maps, must stay what it was: "fp16", "fp32" or "uint8"."""
-        if store not in STORE_DTYPES:
-            raise UsageError(f"store {store!r}, wanted {', '.join(STORE_DTYPES)}")
+        check_store(store)
         return super().open(path, {**settings, "store": store}, **options)
 
     def finish(
