@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
@@ -155,16 +156,19 @@ class _Deal:
         """In any order, each once; those of blocks that were lost do not come. images: of a block."""
         batch = GPU_IMAGES if self.on_gpu else 1
         images = images or max(batch, -(-len(items) // MOST_BLOCKS))
-        rows = self.ray.data.from_items(
+        blocks = self.ray.data.from_items(
             [{"item": pickle.dumps(item)} for item in items], override_num_blocks=-(-len(items) // images)
-        ).map_batches(
-            _Worker,
-            fn_constructor_kwargs=self.made_with,
-            batch_size=batch,
-            compute=self.ray.data.ActorPoolStrategy(size=min(self.workers, len(items))),
-            max_task_retries=RETRIES,
-            **self.resources,
         )
+        with warnings.catch_warnings():  # Ray before 2.64 has no other way to bound retries
+            warnings.simplefilter("ignore")
+            rows = blocks.map_batches(
+                _Worker,
+                fn_constructor_kwargs=self.made_with,
+                batch_size=batch,
+                compute=self.ray.data.ActorPoolStrategy(size=min(self.workers, len(items))),
+                max_task_retries=RETRIES,
+                **self.resources,
+            )
         for row in rows.iter_rows():
             outcome = pickle.loads(row["outcome"])
             if isinstance(outcome, StoppedError):
