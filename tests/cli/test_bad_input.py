@@ -265,7 +265,7 @@ def test_weights_that_do_not_fit(label: Callable[..., Ended], tmp_path: Path, ki
         (("--labels", "predicted", "--top-k", "0"), "--top-k 0"),
         (("--labels", "predicted", "--min-score", "nan"), "--min-score nan"),
         (("--class-map", "nowhere.csv"), "nowhere.csv: No such file or directory"),
-        (("--data", "zip:photos"), "wanted folder:DIR, csv:FILE or voc:DIR#split"),
+        (("--data", "zip:photos"), "wanted folder:DIR, csv:FILE, voc:DIR#split or webdataset:GLOB"),
         (("--data", "coco:photos#val"), "not available yet"),
         (("--data", "folder:nowhere"), "nowhere is not a folder"),
         (("--data", "csv:nowhere.csv"), "nowhere.csv: No such file or directory"),
