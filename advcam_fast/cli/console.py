@@ -31,11 +31,14 @@ def say(line: str, style: str | None = None) -> None:
 
 
 def with_progress(
-    doing: str, folder: ItemFolder, total: int, work: Callable[[Any], None], as_json: bool
+    doing: str, folder: ItemFolder, total: int, work: Callable[[Any], None], as_json: bool, own: int | None = None
 ) -> dict[str, Any]:
-    """Does work on the items of a folder under a progress bar; what the folder holds at its end, or at Ctrl-C."""
+    """Does work on the items of a folder under a progress bar; what the folder holds at its end, or at Ctrl-C.
+
+    own: of how many items this process reports, where others work on the folder too.
+    """
     begin, before, interrupted = time.monotonic(), len(folder.done_ids()), False
-    with bar(doing, total, before, hidden=as_json) as advance:
+    with bar(doing, *((total, before) if own is None else (own, 0)), hidden=as_json) as advance:
         try:
             work(advance)
         except KeyboardInterrupt:
@@ -117,8 +120,12 @@ def _progress(hidden: bool) -> Progress:
     return Progress(*columns, console=console, disable=hidden)
 
 
-def report(summary: dict[str, Any], out: Path, as_json: bool, made: str = "maps", resumes: bool = True) -> None:
-    """Says how the run ended and leaves with its exit code; what resumes has a manifest to look into."""
+def report(
+    summary: dict[str, Any], out: Path, as_json: bool, made: str = "maps", resumes: bool = True, speak: bool = True
+) -> None:
+    """Says how the run ended, unless another process does, and leaves with its exit code; `resumes`: has a manifest."""
+    if not speak:
+        raise typer.Exit(130 if summary["interrupted"] else 0)
     if as_json:
         print(json.dumps(summary), flush=True)  # a reader that went away is met here, not at exit
     else:

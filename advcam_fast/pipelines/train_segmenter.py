@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from advcam_fast import ops
-from advcam_fast.data import Dataset, ImageError, Item, match_labels, read_image, read_mask
+from advcam_fast.data import Dataset, ImageError, Item, match_labels, read_image
 from advcam_fast.data.dataset import MaskSource
+from advcam_fast.data.tar_member import TarMember
 from advcam_fast.data.text_files import read_lines
+from advcam_fast.data.truth import mask_at
 from advcam_fast.errors import StoppedError, UsageError, first_line
 from advcam_fast.models import Segmenter
 from advcam_fast.pipelines.label import Progress
@@ -32,13 +34,13 @@ class _Pair:
     """An image, its mask, and what each of the mask's values is among the classes; 255 for none."""
 
     item: Item
-    mask: Path | MaskSource
+    mask: Path | TarMember | MaskSource
     values: Tensor  # uint8 [256]
 
     @property
     def name(self) -> str:
         """The mask's, for messages."""
-        return str(self.mask) if isinstance(self.mask, Path) else f"the mask of {self.item.id}"
+        return str(self.mask) if isinstance(self.mask, (Path, TarMember)) else f"the mask of {self.item.id}"
 
 
 class MaskedImages:
@@ -80,7 +82,7 @@ class MaskedImages:
         pair = self.pairs[index]
         image = read_image(pair.item.path)
         size = (image.shape[1], image.shape[2])
-        mask = read_mask(pair.mask) if isinstance(pair.mask, Path) else pair.mask.read(size)
+        mask = mask_at(pair.mask, size)
         if mask.shape != image.shape[1:]:
             raise ImageError(f"{pair.name}: {list(mask.shape)}; wanted {list(image.shape[1:])} as its image")
         known = pair.values != UNSURE
