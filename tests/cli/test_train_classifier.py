@@ -15,7 +15,9 @@ from command_line import Command, Ended, arrays, manifest, save_list
 from PIL import Image
 from safetensors.torch import load_file
 
+from advcam_fast.data import open_dataset
 from advcam_fast.models import load_model
+from advcam_fast.pipelines.train_classifier import without_fold
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 230, 20), "blue": (20, 20, 230)}
 TINY = (
@@ -76,6 +78,12 @@ def test_tags_to_weights_to_maps(run: Callable[..., Ended], tmp_path: Path) -> N
     assert predicted.code == 0, predicted.err
     counts = {len(record["labels"]) for record in manifest(tmp_path / "predicted").values()}
     assert len(counts) > 1, "the file says sigmoid: an image has any number of classes"
+
+
+def test_a_fold_and_the_rest_are_all_images_once(tmp_path: Path) -> None:
+    rest, held = without_fold(open_dataset(save_squares(tmp_path / "photos", 8)), "2/3")
+    assert [item.id for item in held.items] == ["1", "4", "7"]
+    assert [item.id for item in rest.items] == ["0", "2", "3", "5", "6"]
 
 
 def test_killed_it_goes_on_to_the_same_weights(run: Callable[..., Ended], tmp_path: Path) -> None:

@@ -81,7 +81,8 @@ def test_true_masks_for_a_list_and_pseudo_masks_for_the_rest(tmp_path: Path) -> 
     (tmp_path / "list.txt").write_text("1\n2\n")
     lying = Image.open(tmp_path / "scenes" / "true" / "0.png").size
     save_palette(tmp_path / "scenes" / "pseudo" / "0.png", np.full(lying[::-1], 255, np.uint8))
-    save_palette(tmp_path / "scenes" / "pseudo" / "3.png", np.ones(lying[::-1], np.uint8))
+    for number in (1, 3):
+        save_palette(tmp_path / "scenes" / "pseudo" / f"{number}.png", np.ones(lying[::-1], np.uint8))
     images = masked_images(data, tmp_path / "scenes" / "pseudo", tmp_path / "list.txt")
     truth = [np.array(Image.open(tmp_path / "scenes" / "true" / f"{number}.png")) for number in range(4)]
     assert all(np.array_equal(images[number][1].numpy(), truth[number]) for number in (1, 2))
