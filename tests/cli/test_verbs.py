@@ -70,7 +70,8 @@ def test_doctor_says_what_is_used(run: Callable[..., Ended]) -> None:
     assert facts["extension"]["loaded"] is (_native.NATIVE is not None)
     backend = "native" if _native.NATIVE is not None else "reference"
     climb = ("climb_step", "climb_loss", "cam_accumulate", "masked_relu", "masked_relu_backward")
-    stems = (*climb, "random_walk", "color_walk", "centroid_walk", "dense_crf")
+    pools, judges = ("max_pool", "max_pool_backward"), ("threshold_sweep", "component_boxes")
+    stems = (*climb, *pools, "random_walk", "color_walk", "centroid_walk", "dense_crf", *judges)
     assert {stem: where["cpu"] for stem, where in facts["kernels"].items()} == dict.fromkeys(stems, backend)
     assert facts["convolutions"]["cpu fp32"] == "oneDNN, prepacked"
     assert "memory" in facts["memory"] or "allocator" in facts["memory"]
