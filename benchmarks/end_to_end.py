@@ -39,7 +39,7 @@ from advcam_fast.data import open_dataset, read_image
 from advcam_fast.models.convolution import Convolution
 from advcam_fast.models.folding import folded
 from advcam_fast.pipelines.demo import write_photos
-from advcam_fast.pipelines.label import LabelRule, label_dataset
+from advcam_fast.pipelines.label import Labeller, LabelRule, label_dataset
 from advcam_fast.store import RunFolder
 
 RESULTS = Path(__file__).resolve().parent / "results" / "end_to_end.json"
@@ -79,7 +79,7 @@ def ours(maker: MapMaker, folder: Path, run_folder: Path) -> None:
     dataset = open_dataset(f"csv:{folder / 'labels.csv'}")
     indices = {str(index): index for index in range(maker.model.num_classes)}
     with RunFolder.open(run_folder, {"benchmark": True}) as run:
-        label_dataset(dataset, maker, run, LabelRule(), indices)
+        label_dataset(dataset, Labeller(maker, LabelRule(), indices), run)
         assert run.counts()["failed"] == 0
 
 

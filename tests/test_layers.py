@@ -13,6 +13,7 @@ PACKAGE = ROOT / "advcam_fast"
 # A module may import those of a lower rank, and its own folder. Rank 0 is below all.
 RANKS = {
     "errors": 0,
+    "_interrupt": 0,
     "_C": 0,
     "_native": 1,
     "options": 1,

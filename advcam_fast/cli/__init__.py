@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 bad usage, 3 some images failed, 1 could not go on, 130 st
 
 from __future__ import annotations
 
+import os
 import sys
 
 from advcam_fast.cli import (  # noqa: F401  (each adds its verb)
@@ -16,7 +17,10 @@ from advcam_fast.cli import (  # noqa: F401  (each adds its verb)
     label,
     refine,
     report,
+    run,
     train_affinity,
+    train_classifier,
+    train_segmenter,
 )
 from advcam_fast.cli.app import app
 from advcam_fast.cli.console import say
@@ -31,5 +35,6 @@ def main() -> None:
         reason = str(error)
         if isinstance(error, OSError) and error.filename is not None:
             reason = f"{error.filename}: {error.strerror}"
-        say(f"error: {' '.join(reason.splitlines())}", style="red")
+        where = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+        say(f"error: {where}{' '.join(reason.splitlines())}", style="red")
         sys.exit(2 if isinstance(error, UsageError) else 1)

@@ -31,11 +31,14 @@ def say(line: str, style: str | None = None) -> None:
 
 
 def with_progress(
-    doing: str, folder: ItemFolder, total: int, work: Callable[[Any], None], as_json: bool
+    doing: str, folder: ItemFolder, total: int, work: Callable[[Any], None], as_json: bool, own: int | None = None
 ) -> dict[str, Any]:
-    """Does work on the items of a folder under a progress bar; what the folder holds at its end, or at Ctrl-C."""
+    """Does work on the items of a folder under a progress bar; what the folder holds at its end, or at Ctrl-C.
+
+    own: of how many items this process reports, where others work on the folder too.
+    """
     begin, before, interrupted = time.monotonic(), len(folder.done_ids()), False
-    with bar(doing, total, before, hidden=as_json) as advance:
+    with bar(doing, *((total, before) if own is None else (own, 0)), hidden=as_json) as advance:
         try:
             work(advance)
         except KeyboardInterrupt:
@@ -117,15 +120,16 @@ def _progress(hidden: bool) -> Progress:
     return Progress(*columns, console=console, disable=hidden)
 
 
-def report(summary: dict[str, Any], out: Path, as_json: bool, made: str = "maps", resumes: bool = True) -> None:
-    """Says how the run ended and leaves with its exit code; what resumes has a manifest to look into."""
+def report(
+    summary: dict[str, Any], out: Path, as_json: bool, made: str = "maps", resumes: bool = True, speak: bool = True
+) -> None:
+    """Says how the run ended, unless another process does, and leaves with its exit code; `resumes`: has a manifest."""
+    if not speak:
+        raise typer.Exit(130 if summary["interrupted"] else 0)
     if as_json:
         print(json.dumps(summary), flush=True)  # a reader that went away is met here, not at exit
     else:
-        for failure in summary["failures"][:20]:
-            say(f"failed: {failure['id']}: {failure['reason']}")
-        if len(summary["failures"]) > 20:
-            say(f"and {len(summary['failures']) - 20} more, see {out / 'manifest' if resumes else '--json'}")
+        _say_failures(summary, f"see {out / 'manifest' if resumes else '--json'}")
         executor = f", executor: {summary['executor']}" if "executor" in summary else ""
         say(
             f"{out}: {summary['ok']} of {summary['images']} images have {made}, {summary['failed']} failed; "
@@ -142,6 +146,31 @@ def report(summary: dict[str, Any], out: Path, as_json: bool, made: str = "maps"
             say(f"open {summary['page']} in a browser")
         if summary["interrupted"]:
             say("stopped; the same command goes on from here" if resumes else "stopped; nothing of it was kept")
+    _leave(summary)
+
+
+def report_training(summary: dict[str, Any], out: Path, as_json: bool) -> None:
+    """Says how a training on images ended and leaves with its exit code."""
+    if as_json:
+        print(json.dumps(summary), flush=True)
+    elif summary["interrupted"]:
+        say("stopped; the same command goes on from here")
+    else:
+        _say_failures(summary, "--json lists them all")
+        score = ", ".join(f"{name} {value:.3f}" for name, value in summary["score"].items())
+        say(f"{out}: trained on {summary['trained_on']} images in {summary['seconds']:.1f} s")
+        say(f"weights: {summary['weights']}" + (f"; best, {score}: {summary['best']}" if score else ""))
+    _leave(summary)
+
+
+def _say_failures(summary: dict[str, Any], more: str) -> None:
+    for failure in summary["failures"][:20]:
+        say(f"failed: {failure['id']}: {failure['reason']}")
+    if len(summary["failures"]) > 20:
+        say(f"and {len(summary['failures']) - 20} more, {more}")
+
+
+def _leave(summary: dict[str, Any]) -> None:
     if summary["interrupted"]:
         raise typer.Exit(130)
     if summary["failed"]:

@@ -33,9 +33,8 @@ def demo(out: Out = Path("demo_run"), preset: str = "general", as_json: Json = F
         "climb": {"preset": preset, **config.as_dict()},
     }
     with RunFolder.open(out / "run", settings) as run:
-        summary = label_with_progress(
-            dataset, MapMaker(net, config), run, labelling.LabelRule(), matched, False, as_json
-        )
+        labeller = labelling.Labeller(MapMaker(net, config), labelling.LabelRule(), matched)
+        summary = label_with_progress(dataset, labeller, run, as_json)
         if not summary["interrupted"]:
             refined = RefineConfig.preset("color-walk-crf")
             with open_masks(run, out / "run" / "masks", refined) as (masks, classes):

@@ -107,16 +107,20 @@ class MapMaker(Generic[Model]):
         torch.cuda.empty_cache()
         yield from self._climb(batch, views, labels)
 
+    def pair_bytes(self, height: int, width: int) -> float | None:
+        """The memory that climbing one pair of views of that size takes; None where it could not be counted."""
+        rate = self.climber.features.bytes_per_pixel
+        return None if rate is None else KEPT_BY_KERNELS * rate * self.climber.members * height * width
+
     def _fitting(self, sizes: Sequence[Size]) -> int:
         """How many pairs of these views fit in the memory that is there, max_pairs at most.
 
         Raises MemoryError, before the system does worse, where there is too little for one.
         """
-        rate, free = self.climber.features.bytes_per_pixel, available_bytes(self.device)
-        if rate is None or free is None:
-            return self.max_pairs
         height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
-        needed = KEPT_BY_KERNELS * rate * self.climber.members * height * width
+        needed, free = self.pair_bytes(height, width), available_bytes(self.device)
+        if needed is None or free is None:
+            return self.max_pairs
         if needed > free:
             raise MemoryError(
                 f"to climb it at {width} x {height} takes about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"

@@ -35,6 +35,17 @@ def padded_size(height: int, width: int) -> Size:
     return -(-height // 16) * 16, -(-width // 16) * 16
 
 
+def view_sizes(height: int, width: int, config: ClimbConfig) -> list[Size]:
+    """Of an image at each of the scales."""
+    return [scaled_size(height, width, config.factor(scale, height, width)) for scale in config.scales]
+
+
+def climb_cost(height: int, width: int, labels: float, config: ClimbConfig) -> float:
+    """Pixels x labels x CAMs of all scales: what an image's climb costs, in units that only the network knows."""
+    views = zip(view_sizes(height, width, config), map(config.steps_for, config.scales), strict=True)
+    return float(labels * sum(size[0] * size[1] * steps for size, steps in views))
+
+
 def plan_batches(
     sizes: Sequence[Size], label_counts: Sequence[int], config: ClimbConfig, ragged: bool = False
 ) -> list[Batch]:

@@ -21,14 +21,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from advcam_fast.climb import ClimbConfig, MapMaker
-from advcam_fast.data import Item
+from advcam_fast.data import Dataset, Item
 from advcam_fast.data.annotations import read_objects
 from advcam_fast.data.text_files import read_lines
 from advcam_fast.data.voc import VOC_CLASSES
 from advcam_fast.errors import StoppedError, UsageError
 from advcam_fast.export.released import released_file
 from advcam_fast.models import load_model
-from advcam_fast.pipelines.label import LabelRule, device_of, label_items
+from advcam_fast.pipelines.label import Labeller, LabelRule, device_of
 from advcam_fast.store import StoreError
 from advcam_fast.store.files import write_whole
 
@@ -102,8 +102,8 @@ def write_maps(arguments: argparse.Namespace) -> list[str]:
     if net.num_classes != len(VOC_CLASSES):
         raise UsageError(f"{weights}: a head of {net.num_classes} classes, wanted is VOC's {len(VOC_CLASSES)}")
     indices = {name: index for index, name in enumerate(VOC_CLASSES)}
-    failed = []
-    for item, found in label_items(items, MapMaker(net, config), LabelRule(), indices):
+    labeller, failed = Labeller(MapMaker(net, config), LabelRule(), indices), []
+    for item, found in labeller.results(Dataset(items, VOC_CLASSES, str(root), root), items):
         if isinstance(found, str):
             failed.append(f"{item.id}: {found}")
             continue

@@ -114,7 +114,7 @@ def read_coco(directory: Path, split: str, spec: str) -> Dataset:
         _item(name, folders[0] / path, height, width, objects[number], names)
         for name, path, (number, _, height, width) in zip(item_ids(paths), paths, images, strict=True)
     ]
-    return Dataset(items, names, spec)
+    return Dataset(items, names, spec, directory)
 
 
 def _item(

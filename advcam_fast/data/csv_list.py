@@ -57,7 +57,7 @@ def read_csv_list(path: Path, spec: str) -> Dataset:
             entry.mask = mask
     if not entries:
         raise UsageError(f"{path}: the list names no image")
-    class_names, names = _classes(path, dict.fromkeys(label for entry in entries.values() for label in entry.labels))
+    class_names, names = classes_of(path, dict.fromkeys(label for entry in entries.values() for label in entry.labels))
     items = [
         Item(
             id=name,
@@ -68,7 +68,7 @@ def read_csv_list(path: Path, spec: str) -> Dataset:
         )
         for name, (image, entry) in zip(item_ids(list(entries)), entries.items(), strict=True)
     ]
-    return Dataset(items, class_names, spec)
+    return Dataset(items, class_names, spec, path)
 
 
 def _rows(path: Path) -> Iterator[_Row]:
@@ -102,8 +102,8 @@ def _box(texts: list[str], labels: list[str], where: str) -> list[float]:
     return box
 
 
-def _classes(path: Path, labels: dict[str, None]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The class names, and the class name that each label of the list means."""
+def classes_of(path: Path, labels: dict[str, None]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The class names of a list, from classes.txt beside it, and the class name that each of its labels means."""
     file = path.parent / "classes.txt"
     if not file.is_file():
         by_number = all(label.isascii() and label.isdigit() for label in labels)

@@ -44,7 +44,7 @@ def read_cub(directory: Path, split: str, spec: str) -> Dataset:
             )
         label = names[classes[number][0]]
         items.append(Item(name, directory / "images" / path, (label,), boxes=(_box(label, boxes[number], directory),)))
-    return Dataset(items, tuple(names.values()), spec)
+    return Dataset(items, tuple(names.values()), spec, directory)
 
 
 def _numbered(file: Path, wanted: dict[str, list[str]] | None = None) -> dict[str, list[str]]:

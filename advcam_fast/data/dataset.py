@@ -11,6 +11,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from advcam_fast.data.tar_member import TarMember
+
 
 class Box(NamedTuple):
     """A box around an object of a class, in pixels of the image, both corners included."""
@@ -47,9 +49,9 @@ class Item:
     """
 
     id: str
-    path: Path
+    path: Path | TarMember
     labels: tuple[str, ...] | None = None
-    mask: Path | MaskSource | None = None
+    mask: Path | TarMember | MaskSource | None = None
     problem: str | None = None
     boxes: tuple[Box, ...] | BoxSource = ()
     frame: tuple[int, int] | None = None
@@ -57,11 +59,21 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The items of a SPEC in a fixed order; mask pixel v > 0 is class_names[v - 1] (None: nothing names classes)."""
+    """The items of a SPEC in a fixed order; mask pixel v > 0 is class_names[v - 1] (None: nothing names classes).
+
+    place: the file or folder that was read; where it has gone, or has become an empty folder, so have the images.
+    """
 
     items: Sequence[Item]
     class_names: tuple[str, ...] | None
     spec: str
+    place: Path | None = None
+
+    def is_there(self) -> bool:
+        """Whether the data set can still be reached, whatever became of a single image."""
+        if self.place is None or not self.place.is_dir():
+            return self.place is None or self.place.exists()
+        return any(self.place.iterdir())
 
 
 def item_ids(paths: Sequence[str]) -> list[str]:

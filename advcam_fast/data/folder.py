@@ -31,7 +31,8 @@ def read_folder(folder: Path, spec: str) -> Dataset:
         Item(id=name, path=folder / path, labels=label)
         for name, path, label in zip(item_ids(paths), paths, labels, strict=True)
     ]
-    return Dataset(items, tuple(sorted({label[0] for label in labels if label})) if tagged else None, spec)
+    classes = tuple(sorted({label[0] for label in labels if label})) if tagged else None
+    return Dataset(items, classes, spec, folder)
 
 
 def _image_paths(folder: Path) -> list[str]:

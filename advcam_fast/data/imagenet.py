@@ -38,7 +38,7 @@ def read_imagenet(directory: Path, split: str, spec: str) -> Dataset:
     items = _train(directory, number) if split == "train" else _val(directory, number)
     if not items:
         raise UsageError(f"data {spec!r}: no image in {directory / images}")
-    return Dataset(items, names, spec)
+    return Dataset(items, names, spec, directory)
 
 
 def _class_numbers(file: Path) -> dict[str, str]:

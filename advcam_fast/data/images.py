@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
+
+from advcam_fast.data.tar_member import TarMember
 
 MAX_PIXELS = 100_000_000
 
@@ -43,7 +46,7 @@ class ImageHeader(NamedTuple):
     turned: bool
 
 
-def image_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
+def image_header(path: str | Path | TarMember, max_pixels: int = MAX_PIXELS) -> ImageHeader:
     """Reads an image's header, and pixels only of PNGs without EXIF; raises ImageError as read_image does."""
     with _opened(path, max_pixels) as image:
         turn = _turn(image)
@@ -53,7 +56,7 @@ def image_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
         return ImageHeader(height, width, "JPEG" if image.format == "MPO" else str(image.format), turn is not None)
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+def read_image(path: str | Path | TarMember, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """Decodes an image of any mode into RGB, turned the right way up by its EXIF orientation.
 
     Transparency is laid on white, CMYK is converted, 16-bit grey v becomes round(v / 257), of an animation the first
@@ -67,7 +70,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def read_mask(path: str | Path, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+def read_mask(path: str | Path | TarMember, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """Decodes a class mask: palette indices, grey values, or 0 and 1 of a 1-bit image, never colours.
 
     Shape: uint8 [H, W]; 0 background, v > 0 class v - 1, 255 ignored. Raises ImageError as read_image does, and for
@@ -109,7 +112,7 @@ def _resize_on_device(image: torch.Tensor, height: int, width: int) -> torch.Ten
 
 
 @contextmanager
-def _upright(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
+def _upright(path: str | Path | TarMember, max_pixels: int) -> Iterator[Image.Image]:
     """Opens, checks, decodes and turns an image; every failure, the caller's block included, becomes ImageError."""
     with _opened(path, max_pixels) as image:
         image.load()
@@ -118,15 +121,10 @@ def _upright(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
 
 
 @contextmanager
-def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
+def _opened(path: str | Path | TarMember, max_pixels: int) -> Iterator[Image.Image]:
     """Opens and checks an image; every failure, the caller's block included, becomes ImageError."""
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a regular file")
-        if status.st_size == 0:
-            raise ValueError("the file is empty")
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(_source(path), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise ValueError(f"{width} x {height} is over the limit of {max_pixels:,} pixels")
@@ -136,6 +134,19 @@ def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
     except Exception as error:  # on damaged bytes Pillow's decoders raise nearly every type there is
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or repr(error)
         raise ImageError(f"{path}: {' '.join(reason.split())}") from error
+
+
+def _source(path: str | Path | TarMember) -> str | Path | io.BytesIO:
+    if isinstance(path, TarMember):
+        size = path.size
+    else:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        size = status.st_size
+    if size == 0:
+        raise ValueError("the file is empty")
+    return io.BytesIO(path.read_bytes()) if isinstance(path, TarMember) else path
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

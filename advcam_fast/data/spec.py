@@ -12,6 +12,7 @@ from advcam_fast.data.dataset import Dataset
 from advcam_fast.data.folder import read_folder
 from advcam_fast.data.imagenet import read_imagenet
 from advcam_fast.data.voc import read_voc
+from advcam_fast.data.webdataset import read_webdataset
 from advcam_fast.data.wsol import read_wsol
 from advcam_fast.errors import UsageError
 
@@ -27,10 +28,7 @@ _WITH_SPLIT: dict[str, tuple[Callable[[Path, str, str], Dataset], str]] = {  # a
     "imagenet": (read_imagenet, "imagenet:imagenet#val"),
     "openimages": (_read_openimages, "openimages:wsolevaluation#test"),
 }
-AVAILABLE = (
-    f"folder:DIR, csv:FILE, {', '.join(f'{kind}:DIR#split' for kind in [*_WITH_SPLIT][:-1])} or openimages:DIR#split"
-)
-_PLANNED = ("webdataset",)
+AVAILABLE = f"folder:DIR, csv:FILE, webdataset:GLOB, {', '.join(f'{kind}:DIR#split' for kind in _WITH_SPLIT)}"
 
 
 def open_dataset(spec: str) -> Dataset:
@@ -39,16 +37,16 @@ def open_dataset(spec: str) -> Dataset:
     Raises UsageError for any other SPEC, for a layout or list that cannot be read, and for a list whose paths leave
     its folder. A listed image that is missing is no error here: reading it raises ImageError.
     """
-    kind, colon, place = spec.partition(":")
-    if kind in _PLANNED and colon:
-        raise UsageError(f"data {spec!r}: {kind}: is not available yet; available are {AVAILABLE}")
-    if kind not in ("folder", "csv", *_WITH_SPLIT) or not place:
+    kind, _, place = spec.partition(":")
+    if kind not in ("folder", "csv", "webdataset", *_WITH_SPLIT) or not place:
         raise UsageError(f"data {spec!r}: wanted {AVAILABLE}")
     try:
         if kind == "folder":
             return read_folder(Path(place).expanduser(), spec)
         if kind == "csv":
             return read_csv_list(Path(place).expanduser(), spec)
+        if kind == "webdataset":
+            return read_webdataset(str(Path(place).expanduser()), spec)
         read, example = _WITH_SPLIT[kind]
         directory, _, split = place.rpartition("#")
         if not directory or not split:

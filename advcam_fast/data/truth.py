@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advcam_fast.data.dataset import Box, Item
+from advcam_fast.data.dataset import Box, Item, MaskSource
 from advcam_fast.data.images import ImageError, read_mask
+from advcam_fast.data.tar_member import TarMember
 
 
 def read_truth(item: Item, size: tuple[int, int], resized: bool = False) -> Tensor:
@@ -20,11 +21,16 @@ def read_truth(item: Item, size: tuple[int, int], resized: bool = False) -> Tens
     """
     if item.mask is None:
         raise ImageError(f"{item.id}: it has no mask")
-    mask = read_mask(item.mask) if isinstance(item.mask, Path) else item.mask.read(size)
+    mask = mask_at(item.mask, size)
     if tuple(mask.shape) != size and not resized:
         height, width = mask.shape
         raise ImageError(f"its mask is {width} x {height}, its maps are {size[1]} x {size[0]}")
     return mask if tuple(mask.shape) == size else nearest(mask, size)
+
+
+def mask_at(source: Path | TarMember | MaskSource, size: tuple[int, int]) -> Tensor:
+    """uint8 [H, W] of a mask file, whatever its size, or of one that is made for `size`; raises ImageError."""
+    return read_mask(source) if isinstance(source, (Path, TarMember)) else source.read(size)
 
 
 def read_boxes(item: Item, size: tuple[int, int]) -> tuple[Box, ...]:

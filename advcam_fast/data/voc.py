@@ -47,7 +47,7 @@ def read_voc(directory: Path, split: str, spec: str) -> Dataset:
     found = _read_split(directory, split, spec)
     check_layout(spec, directory, ["JPEGImages/", "Annotations/", *([f"{found.masks}/"] if found.masks else [])])
     masks = found.masks or _MASKS
-    return Dataset([_read_item(directory, name, masks) for name in found.names], VOC_CLASSES, spec)
+    return Dataset([_read_item(directory, name, masks) for name in found.names], VOC_CLASSES, spec, directory)
 
 
 def _read_split(directory: Path, split: str, spec: str) -> _Split:

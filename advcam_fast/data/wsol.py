@@ -75,7 +75,7 @@ def read_wsol(directory: Path, name: str, split: str, spec: str, masks: bool = F
         )
         for item_id, path in zip(item_ids(paths), paths, strict=True)
     ]
-    return Dataset(items, tuple(str(number) for number in range(count)), spec)
+    return Dataset(items, tuple(str(number) for number in range(count)), spec, directory)
 
 
 def _localization(

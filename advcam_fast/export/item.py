@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from advcam_fast.data import image_header, read_image
+from advcam_fast.data import TarMember, image_header, read_image
 from advcam_fast.export.objects import MaskObject
 
 _SUFFIXES = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
@@ -25,21 +25,23 @@ class Picture:
     path: Path
     suffix: str  # .jpg, .jpeg or .png, as the content is
     size: tuple[int, int]  # height, width
-    anew: bytes | None  # PNG
+    anew: bytes | None  # the content, where it is no file of its own
 
     @classmethod
-    def read(cls, path: Path) -> Picture:
+    def read(cls, source: Path | TarMember) -> Picture:
         """Images of other kinds, and those that EXIF turns, which not every reader heeds, become upright PNGs.
 
-        Raises ImageError for a file that is none.
+        Those of a shard are copied out of it. Raises ImageError for a file that is none.
         """
-        header = image_header(path)
+        path = source.tar / source.member if isinstance(source, TarMember) else source
+        header = image_header(source)
         if header.format in _SUFFIXES and not header.turned:
             known = _SUFFIXES[header.format]
             suffix = path.suffix if path.suffix.lower() in known else known[0]
-            return cls(path, suffix, (header.height, header.width), None)
+            packed = source.read_bytes() if isinstance(source, TarMember) else None
+            return cls(path, suffix, (header.height, header.width), packed)
         buffer = io.BytesIO()
-        Image.fromarray(read_image(path).permute(1, 2, 0).numpy()).save(buffer, "PNG")
+        Image.fromarray(read_image(source).permute(1, 2, 0).numpy()).save(buffer, "PNG")
         return cls(path, ".png", (header.height, header.width), buffer.getvalue())
 
     def content(self) -> bytes:

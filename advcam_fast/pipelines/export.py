@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from advcam_fast.data import Dataset, ImageError, read_mask
+from advcam_fast.data import Dataset, ImageError, TarMember, read_mask
 from advcam_fast.errors import UsageError, first_line
 from advcam_fast.export import FORMATS, Exporter, ExportItem, MaskObject, Picture, components, stored_instances
 from advcam_fast.pipelines.label import Progress
@@ -82,7 +82,9 @@ def export_run(
             writer.close()
 
 
-def _export_item(source: ExportSource, record: Record, paths: Mapping[str, Path], writers: Sequence[Exporter]) -> str:
+def _export_item(
+    source: ExportSource, record: Record, paths: Mapping[str, Path | TarMember], writers: Sequence[Exporter]
+) -> str:
     """Gives an item to every writer; returns why it could not."""
     try:
         item = _item(source, record, paths)
@@ -93,7 +95,7 @@ def _export_item(source: ExportSource, record: Record, paths: Mapping[str, Path]
     return ""
 
 
-def _item(source: ExportSource, record: Record, paths: Mapping[str, Path]) -> ExportItem:
+def _item(source: ExportSource, record: Record, paths: Mapping[str, Path | TarMember]) -> ExportItem:
     """Raises ValueError, ImageError or StoreError for an item that is not whole."""
     if record.status != "ok":
         raise ValueError(f"no maps: {record.reason}")

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from advcam_fast.climb import MapMaker, MapResult
 from advcam_fast.data import Dataset, ImageError, Item, read_image, resize_image
 from advcam_fast.errors import StoppedError, UsageError, first_line
 from advcam_fast.models import Classifier
-from advcam_fast.store import RunFolder, StoreError
+from advcam_fast.store import RunFolder, StoreError, check_store, encode_maps
 
 GPU_IMAGES = 32  # images planned together on a GPU, so that batches of equal size can be found among them
 WRITTEN_LATER = 8  # maps that may wait for the disk
@@ -66,64 +66,110 @@ class Progress(NamedTuple):
     reason: str  # empty unless the image failed
 
 
+class Outcome(NamedTuple):
+    """What became of an image: the bytes of its map file, or the reason why it has none."""
+
+    item_id: str
+    content: bytes | memoryview
+    flags: tuple[str, ...]
+    labels: tuple[str, ...]
+    reason: str = ""
+
+
 class _Loaded(NamedTuple):
     item: Item
     image: Tensor | None
     problem: str
 
 
-def label_items(
-    items: Sequence[Item], maker: MapMaker, rule: LabelRule, class_indices: Mapping[str, int]
-) -> Iterator[tuple[Item, MapResult | str]]:
-    """The maps of every item, or the reason there are none; raises StoppedError if the device failed."""
-    for chunk in _loaded(items, GPU_IMAGES if maker.device.type == "cuda" else 1):
-        yield from _label_chunk(chunk, maker, rule, class_indices)
+@dataclass(frozen=True)
+class Labeller:
+    """From items to what is written of them, in any process.
+
+    class_indices: tag -> class index of the model. full: the full-size maps too. store: see RunFolder.open.
+    """
+
+    maker: MapMaker[Any]
+    rule: LabelRule
+    class_indices: Mapping[str, int]
+    full: bool = False
+    store: str = "fp16"
+
+    def __post_init__(self) -> None:
+        check_store(self.store)
+
+    def results(self, dataset: Dataset, items: Sequence[Item]) -> Iterator[tuple[Item, MapResult | str]]:
+        """The maps of every item, or the reason there are none; StoppedError if the device or the data is lost."""
+        size = GPU_IMAGES if self.maker.device.type == "cuda" else 1
+        for chunk in _loaded(dataset, items, size):
+            yield from _label_chunk(chunk, self.maker, self.rule, self.class_indices)
+
+    def packed(self, item: Item, result: MapResult | str) -> Outcome:
+        if isinstance(result, str):
+            return Outcome(item.id, b"", (), tuple(item.labels or ()), result)
+        names = tuple(_names(result.classes.tolist(), self.maker.model))
+        flags = result.flags if names else (NO_LABELS,)
+        return Outcome(item.id, encode_maps(_arrays(result, self.full), self.store), flags, names)
+
+    def changed_since(self, dataset: Dataset, run: RunFolder) -> dict[str, str]:
+        """Finished items whose tags are others now: id -> "old -> new". Of predicted classes none is known to be."""
+        if self.rule.predicted:
+            return {}
+        items = {item.id: item for item in dataset.items}
+        changes = {}
+        for record in run.records():
+            if record.id in items:
+                item = items[record.id]
+                ok = record.status == "ok"
+                now = _names(_tagged(item, self.class_indices), self.maker.model) if ok else list(item.labels or ())
+                if list(record.labels) != now:
+                    changes[record.id] = f"{';'.join(record.labels)!r} -> {';'.join(now)!r}"
+        return changes
+
+
+def write_outcome(run: RunFolder, outcome: Outcome) -> None:
+    if outcome.reason:
+        run.fail(outcome.item_id, outcome.reason, labels=outcome.labels)
+    else:
+        run.finish_encoded(outcome.item_id, outcome.content, flags=outcome.flags, labels=outcome.labels)
+
+
+def items_to_do(dataset: Dataset, run: RunFolder) -> list[Item]:
+    done = run.done_ids()
+    return [item for item in dataset.items if item.id not in done]
 
 
 def label_dataset(
     dataset: Dataset,
-    maker: MapMaker,
+    labeller: Labeller,
     run: RunFolder,
-    rule: LabelRule,
-    class_indices: Mapping[str, int],
-    *,
-    full: bool = False,
     report: Callable[[Progress], None] = lambda _: None,
+    items: Sequence[Item] | None = None,
 ) -> None:
     """Computes the maps of every item that `run` has not finished yet and stores them in it.
 
-    class_indices: tag -> class index of the model. full: store the full-size maps too. Items that cannot be read or
-    climbed are recorded as failed with the reason. Raises StoreError if the run folder cannot be written any more,
-    StoppedError if the device failed.
+    items: those of them that are this process's; all by default. Items that cannot be read or climbed are recorded as
+    failed with the reason. Raises StoreError if the run folder cannot be written any more, StoppedError if the device
+    failed or the data set is gone.
     """
-    done = run.done_ids()
-    todo = [item for item in dataset.items if item.id not in done]
-    total, finished = len(dataset.items), len(dataset.items) - len(todo)
-    found = label_items(todo, maker, rule, class_indices)
+    todo, total = (items_to_do(dataset, run), len(dataset.items)) if items is None else (items, len(items))
+    finished = total - len(todo)
     broken: list[StoreError] = []
 
-    def write(item: Item, outcome: MapResult | str) -> str:
+    def write(item: Item, result: MapResult | str) -> str:
         if broken:  # after one that fails there is no other
             raise broken[0]
+        outcome = labeller.packed(item, result)
         try:
-            return _write(run, item, outcome, maker.model, full)
+            write_outcome(run, outcome)
         except StoreError as error:
             broken.append(error)
             raise
+        return outcome.reason
 
-    for item, reason in _written(found, write):
+    for item, reason in _written(labeller.results(dataset, todo), write):
         finished += 1
         report(Progress(item.id, finished, total, reason))
-
-
-def _write(run: RunFolder, item: Item, outcome: MapResult | str, model: Classifier, full: bool) -> str:
-    """Puts an item's maps, or why there are none, into the run; returns the reason."""
-    if isinstance(outcome, str):
-        run.fail(item.id, outcome, labels=item.labels or ())
-        return outcome
-    names = _names(outcome.classes.tolist(), model)
-    run.finish(item.id, _arrays(outcome, full), flags=outcome.flags if names else (NO_LABELS,), labels=names)
-    return ""
 
 
 def _written(
@@ -141,19 +187,19 @@ def _written(
             yield item, future.result()
 
 
-def _loaded(items: Sequence[Item], size: int) -> Iterator[list[_Loaded]]:
+def _loaded(dataset: Dataset, items: Sequence[Item], size: int) -> Iterator[list[_Loaded]]:
     """Chunks of decoded images; the next chunk is decoded while the present one is climbed."""
     with ThreadPoolExecutor(1) as pool:
         chunks = [items[at : at + size] for at in range(0, len(items), size)]
-        future = pool.submit(_load, chunks[0]) if chunks else None
+        future = pool.submit(_load, dataset, chunks[0]) if chunks else None
         for number in range(len(chunks)):
             assert future is not None
             ready = future.result()
-            future = pool.submit(_load, chunks[number + 1]) if number + 1 < len(chunks) else None
+            future = pool.submit(_load, dataset, chunks[number + 1]) if number + 1 < len(chunks) else None
             yield ready
 
 
-def _load(items: Sequence[Item]) -> list[_Loaded]:
+def _load(dataset: Dataset, items: Sequence[Item]) -> list[_Loaded]:
     loaded = []
     for item in items:
         try:
@@ -161,6 +207,8 @@ def _load(items: Sequence[Item]) -> list[_Loaded]:
                 raise ImageError(item.problem)
             loaded.append(_Loaded(item, read_image(item.path), ""))
         except ImageError as error:
+            if not dataset.is_there():  # nothing is wrong with this image, nor with all that would follow
+                raise StoppedError(f"{dataset.place}: the data set is not there any more") from error
             loaded.append(_Loaded(item, None, str(error)))
     return loaded
 
@@ -201,10 +249,14 @@ def _classes(
     item: Item, image: Tensor, model: Classifier, rule: LabelRule, class_indices: Mapping[str, int]
 ) -> list[int]:
     if not rule.predicted:
-        return list(dict.fromkeys(class_indices[label] for label in item.labels or ()))
+        return _tagged(item, class_indices)
     short, long = sorted(image.shape[1:])
     view = resize_image(image, min(PREDICT_SIDE / short, max(1.0, PREDICT_LONGEST / long)))
     return rule.choose(model.predict(view[None])[0], model.activation)
+
+
+def _tagged(item: Item, class_indices: Mapping[str, int]) -> list[int]:
+    return list(dict.fromkeys(class_indices[label] for label in item.labels or ()))
 
 
 def _one_line(error: Exception, image: Tensor) -> str:

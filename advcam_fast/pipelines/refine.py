@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from advcam_fast.data import Dataset, ImageError, read_image
+from advcam_fast.data import Dataset, ImageError, TarMember, read_image
 from advcam_fast.errors import UsageError, first_line
 from advcam_fast.models import AffinityNet
 from advcam_fast.pipelines.label import NO_LABELS, Progress
@@ -90,7 +90,7 @@ class _NoMask(Exception):
 @dataclass(frozen=True)
 class _Refining:
     run: RunFolder
-    paths: Mapping[str, Path]
+    paths: Mapping[str, Path | TarMember]
     value: Mapping[str, int]  # of a class in a mask
     config: RefineConfig
     net: AffinityNet | None

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from advcam_fast.data import Dataset, ImageError, read_image, read_mask
+from advcam_fast.data import Dataset, ImageError, TarMember, read_image, read_mask
 from advcam_fast.errors import UsageError, first_line
 from advcam_fast.pipelines.evaluation_files import PER_IMAGE_FILE
 from advcam_fast.pipelines.label import Progress
@@ -64,7 +64,7 @@ def _add(
     run: RunFolder,
     masks: MaskFolder | None,
     record: Record,
-    paths: Mapping[str, Path],
+    paths: Mapping[str, Path | TarMember],
     values: Mapping[str, int],
     ious: Mapping[str, float],
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from advcam_fast.data import Dataset, ImageError, read_image, read_mask
+from advcam_fast.data import Dataset, ImageError, TarMember, read_image, read_mask
 from advcam_fast.errors import UsageError, first_line
 from advcam_fast.pipelines.label import Progress
 from advcam_fast.store import MaskFolder, RunFolder, StoreError
@@ -56,7 +56,7 @@ class SureImages:
 
     def __init__(self, folder: MaskFolder, dataset: Dataset) -> None:
         """Raises UsageError where no label of any image is sure of two values, or of one foreground."""
-        paths: Mapping[str, Path] = {item.id: item.path for item in dataset.items}
+        paths: Mapping[str, Path | TarMember] = {item.id: item.path for item in dataset.items}
         ids = sorted(record.id for record in folder.records() if record.status == "ok")
         files = [(paths[item_id], folder.file_path(item_id)) for item_id in ids]
         self.files = [pair for pair in files if _teaches(read_mask(pair[1]))]

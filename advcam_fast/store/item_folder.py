@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import heapq
 import os
 import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,8 @@ from advcam_fast.store.settings import check_unchanged, plain_settings, read_run
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+MAIN = "main"  # the part of a job's first process; those of its others are open only beside it
 
 _LOCK, _SETTINGS, _NEW_SETTINGS = ".lock", "run.toml", ".run.toml.tmp"
 
@@ -59,15 +62,19 @@ class ItemFolder:
         self._writer = writer
         self._ok: set[str] = set()
         self._failed: set[str] = set()
+        self._to_retry: set[str] = set()
+        self.reload(verify)
+
+    def reload(self, verify: bool = False) -> None:
+        """Reads the manifest again: what other processes have finished since. Of an item the last line counts."""
+        self._ok, self._failed = set(), set()
         for record in self._lines():
+            self._ok.discard(record.id)
+            self._failed.discard(record.id)
             if record.status == "failed":
                 self._failed.add(record.id)
-                continue
-            self._failed.discard(record.id)
-            if self._is_whole(record, verify):
+            elif self._is_whole(record, verify):
                 self._ok.add(record.id)
-        self._failed -= self._ok
-        self._to_retry: set[str] = set()
 
     @classmethod
     def open(
@@ -78,13 +85,14 @@ class ItemFolder:
         resume: bool = True,
         retry_failed: bool = False,
         verify: bool = False,
-        part: str = "main",
+        part: str = MAIN,
         info: Mapping[str, Any] | None = None,
     ) -> Self:
         """Starts in a new or empty folder, or goes on with what is there.
 
         `settings` must equal those it was started with; `info` (versions, the command) is noted at the start and not
-        compared. `part` names this worker's manifest: several processes may share a folder if each has its own.
+        compared. `part` names this worker's manifest: several processes may share a folder if each has its own, "main"
+        (the first) is refused while any other is open.
         `verify` reads every item's file and compares its SHA-256, where otherwise its size decides. Failed items count
         as finished unless `retry_failed`.
 
@@ -108,7 +116,7 @@ class ItemFolder:
             writer.close()
             raise
         if retry_failed:
-            run._to_retry = set(run._failed)
+            run.redo(run._failed)
         return run
 
     @classmethod
@@ -118,7 +126,11 @@ class ItemFolder:
 
     def done_ids(self) -> frozenset[str]:
         """Ids that need no more work."""
-        return frozenset(self._ok | self._failed - self._to_retry)
+        return frozenset((self._ok | self._failed) - self._to_retry)
+
+    def redo(self, item_ids: Iterable[str]) -> None:
+        """Finished items that count as not done; what is there of them stays until they are done again."""
+        self._to_retry |= (self._ok | self._failed).intersection(item_ids)
 
     def counts(self) -> dict[str, int]:
         """How many items are finished: {"ok": ..., "failed": ...}."""
@@ -132,7 +144,8 @@ class ItemFolder:
                 yield record
 
     def fail(self, item_id: str, reason: str, *, labels: Sequence[str] = ()) -> None:
-        """Records that an item failed, and why."""
+        """Records that an item failed, and why; a file that it had before is removed."""
+        self.file_path(item_id).unlink(missing_ok=True)
         self._append(Record(item_id, "failed", time.time(), " ".join(reason.split()), (), tuple(labels)))
 
     def file_path(self, item_id: str) -> Path:
@@ -181,8 +194,9 @@ class ItemFolder:
         return self._writer
 
     def _lines(self) -> Iterator[Record]:
-        for file in sorted((self.path / "manifest").glob("*.jsonl")):
-            yield from read_records(file)
+        """Of all parts, in the order of time: an item that one part has may be done again by another."""
+        parts = map(read_records, sorted((self.path / "manifest").glob("*.jsonl")))
+        return heapq.merge(*parts, key=lambda record: record.time)
 
     def _status(self, item_id: str) -> str:
         return "ok" if item_id in self._ok else "failed" if item_id in self._failed else ""
@@ -206,12 +220,15 @@ def _begin(
         _settle(folder, settings, info, resume)
         temporary = files / f".tmp-{part}"
         (folder / "manifest").mkdir(exist_ok=True)
+        if part == MAIN:
+            for other in sorted((folder / "manifest").glob("*.lock")):
+                os.close(lock(other))
         held = lock(folder / "manifest" / f"{part}.lock")
     finally:
         os.close(starting)
     try:
-        if temporary.exists():
-            shutil.rmtree(temporary)
+        for left in files.glob(".tmp-*") if part == MAIN else [temporary]:
+            shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir(parents=True)
         return _Writer(ManifestPart(folder / "manifest" / f"{part}.jsonl"), temporary, held, threading.Lock())
     except BaseException:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from advcam_fast.errors import UsageError
 from advcam_fast.store.files import StoreError
 
 STORE_DTYPES = {"fp16": np.float16, "fp32": np.float32, "uint8": np.uint8}
@@ -18,6 +19,12 @@ _NEEDED = ("classes", "strided", "initial")
 _MAPS = ("strided", "initial", "full")
 
 Array = np.ndarray | torch.Tensor
+
+
+def check_store(store: str) -> None:
+    """Raises UsageError unless it is a dtype that maps are stored in."""
+    if store not in STORE_DTYPES:
+        raise UsageError(f"store {store!r}, wanted {', '.join(STORE_DTYPES)}")
 
 
 def encode_maps(arrays: Mapping[str, Array], store: str) -> memoryview:
@@ -47,6 +54,15 @@ def encode_maps(arrays: Mapping[str, Array], store: str) -> memoryview:
     buffer = io.BytesIO()
     np.savez(buffer, **stored)
     return buffer.getbuffer()
+
+
+def encoded_bytes(height: int, width: int, maps: int, full: bool, store: str) -> int:
+    """The size of what encode_maps makes of an image's maps, without making it."""
+    names = ("strided", "initial", "full") if full else ("strided", "initial")
+    empty = {"classes": np.zeros(0, np.int64)} | {name: np.zeros((0, 1, 1), np.float32) for name in names}
+    around = memoryview(encode_maps(empty, store)).nbytes
+    pixels = -(-height // 4) * -(-width // 4) + (len(names) - 1) * height * width
+    return around + maps * (8 + pixels * np.dtype(STORE_DTYPES[store]).itemsize)
 
 
 def decode_maps(path: Path) -> dict[str, torch.Tensor]:

@@ -75,14 +75,21 @@ def _text(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def read_run_toml(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of a run and, apart, its `info` table; raises UsageError if there is no such file or no TOML."""
+def read_toml(file: Path) -> dict[str, Any]:
+    """The content of a TOML file; raises UsageError if it cannot be read or is none."""
     try:
-        settings = tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{file.parent} is no run folder: {file.name}: {error.strerror}") from error
+        raise UsageError(f"{file}: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"{file}: {' '.join(str(error).split())}") from error
+
+
+def read_run_toml(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a run and, apart, its `info` table; raises UsageError if there is no such file or no TOML."""
+    if not file.is_file():
+        raise UsageError(f"{file.parent} is no run folder: {file.name}: No such file or directory")
+    settings = read_toml(file)
     info = settings.pop("info", {})
     return settings, info
 

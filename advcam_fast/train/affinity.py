@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import default_collate
 
-from advcam_fast.errors import StoppedError, UsageError
+from advcam_fast.errors import UsageError
 from advcam_fast.models.affinity_net import AffinityNet, normalised
 from advcam_fast.options import changes_of, parsed_like
-from advcam_fast.train.affinity_crops import Batches, Crops, LabelledImages, stack
 from advcam_fast.train.affinity_loss import AffinityLosses, affinity_loss
+from advcam_fast.train.batches import Batches, loader
+from advcam_fast.train.crops import Crops
+from advcam_fast.train.cutting import LabelledImages
+from advcam_fast.train.training import Training, TrainingStep, fingerprint, poly
 from advcam_fast.train.training_folder import TrainingFolder
 
 
@@ -72,14 +73,6 @@ class AffinityConfig:
         return replace(self, **changes_of(self, settings, lambda key, text: parsed_like(defaults[key], text)))
 
 
-class TrainingStep(NamedTuple):
-    """Told after every step: how far the training is, and its loss."""
-
-    done: int
-    total: int
-    loss: float
-
-
 def train_affinity(
     net: AffinityNet,
     data: LabelledImages,
@@ -106,12 +99,9 @@ def train_affinity(
     config = config or AffinityConfig()
     if len(data) == 0:
         raise UsageError("data: 0 images came; wanted 1 or more")
-    training = _Training(net, data, TrainingFolder(folder, resume), config, report)
-    if not (resume and training.restore() and training.files.weights.exists()):
-        training.run()
-        training.finish()
+    path = _Training(net, data, TrainingFolder(folder, resume), config, report).train()
     net.eval()
-    return training.files.weights
+    return path
 
 
 @torch.no_grad()
@@ -125,13 +115,15 @@ def mean_displacement(net: AffinityNet, data: LabelledImages, config: AffinityCo
     device = next(net.parameters()).device
     total = torch.zeros(2, dtype=torch.float64, device=device)
     net.train()  # a net in training gives the displacement as it is
-    for images, _ in _loader(crops, places, config.workers, device):
+    for images, _ in loader(crops, places, config.workers, device, default_collate):
         total += net(images.to(device, non_blocking=True))[1].double().mean((2, 3)).sum(0)
     return total / len(data)
 
 
-class _Training:
-    """The net, its optimizer and the step that comes next."""
+class _Training(Training):
+    """The heads of a net and the displacement that all images have in common."""
+
+    LOSS = "total"
 
     def __init__(
         self,
@@ -141,9 +133,8 @@ class _Training:
         config: AffinityConfig,
         report: Callable[[TrainingStep], None],
     ) -> None:
-        self.net, self.data, self.files, self.config, self.report = net, data, files, config, report
+        self.net, self.data, self.config = net, data, config
         self.device = next(net.parameters()).device
-        self.step, self.steps = 0, len(Batches(len(data), config.batch, config.epochs, config.seed))
         groups = [
             {"params": net.boundary_parameters(), "lr": config.boundary_rate},
             {"params": net.displacement_parameters(), "lr": config.displacement_rate},
@@ -153,45 +144,38 @@ class _Training:
         free = ("workers", "save_every")
         chosen = {key: value for key, value in asdict(config).items() if key not in free}
         chosen["scales"] = list(config.scales)
-        self.settings: dict[str, Any] = {**chosen, "images": len(data), "stages": _fingerprint(net)}
+        stages = fingerprint({key: value for key, value in net.state_dict().items() if key.startswith("stage")})
+        settings = {**chosen, "images": len(data), "stages": stages}
+        batches = Batches(len(data), config.batch, config.epochs, config.seed)
+        super().__init__(files, batches, settings, config.save_every, report)
 
-    def restore(self) -> bool:
-        state = self.files.read_checkpoint(self.settings)
-        if state is None:
-            return False
-        self.net.load_state_dict(state["heads"], strict=False)  # the stages are the caller's, known by fingerprint
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
-        torch.set_rng_state(state["rng"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["device_rng"], self.device)
-        return True
-
-    def save(self) -> None:
-        heads = {key: tensor for key, tensor in self.net.state_dict().items() if not key.startswith("stage")}
-        state = dict(settings=self.settings, step=self.step, heads=heads, optimizer=self.optimizer.state_dict())
-        state["rng"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            state["device_rng"] = torch.cuda.get_rng_state(self.device)
-        self.files.save_checkpoint(state)
-
-    def run(self) -> None:
-        if self.step == 0:
-            torch.manual_seed(self.config.seed)
-            self.save()  # the heads that it begins with: a resumed run is given others
-        self.files.drop_lines_from(self.step)
-        config, began = self.config, time.perf_counter()
+    def load(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+        config = self.config
         crops = Crops(self.data, _normaliser(self.net), config.crop, config.scales, config.mirror, config.seed)
-        batches = Batches(len(self.data), config.batch, config.epochs, config.seed, self.step)
         self.net.train()
-        for images, labels in _loader(crops, batches, config.workers, self.device):
-            line = {"step": self.step, "epoch": self.step // batches.per_epoch, **self._learn(images, labels)}
-            now = time.perf_counter()
-            self.files.write_line({**line, "images_per_second": round(len(images) / (now - began), 3)})
-            began, self.step = now, self.step + 1
-            self.report(TrainingStep(self.step, self.steps, line["total"]))
-            if self.step % config.save_every == 0 or self.step == self.steps:
-                self.save()
+        return loader(crops, batches, config.workers, self.device, default_collate)
+
+    def state(self) -> dict[str, Any]:
+        return {"heads": {key: value for key, value in self.net.state_dict().items() if not key.startswith("stage")}}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.net.load_state_dict(state["heads"], strict=False)  # the stages are the caller's, known by fingerprint
+
+    def learn(self, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
+        images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+        share = poly(self.step, self.steps, self.config.power)
+        rates = [self.config.boundary_rate * share, self.config.displacement_rate * share]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        logits, displacement = self.net(images)
+        losses = affinity_loss(logits.sigmoid(), displacement, labels, self.config.radius)
+        numbers = torch.stack(losses).tolist()
+        self.check(sum(numbers), rates[1])
+        self.optimizer.zero_grad()
+        losses.total.backward()
+        self.optimizer.step()
+        named = dict(zip(AffinityLosses._fields, numbers, strict=True))
+        return {**named, "boundary_rate": rates[0], "displacement_rate": rates[1]}
 
     def finish(self) -> None:
         self.net.mean_shift.running_mean.copy_(mean_displacement(self.net, self.data, self.config))
@@ -201,37 +185,6 @@ class _Training:
             self.net.state_dict(), {"settings": json.dumps(self.settings), "backbone": self.net.backbone}
         )
 
-    def _learn(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        share = (1 - self.step / self.steps) ** self.config.power
-        rates = [self.config.boundary_rate * share, self.config.displacement_rate * share]
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        logits, displacement = self.net(images.to(self.device, non_blocking=True))
-        labels = labels.to(self.device, non_blocking=True)
-        losses = affinity_loss(logits.sigmoid(), displacement, labels, self.config.radius)
-        numbers = torch.stack(losses).tolist()
-        if not all(map(math.isfinite, numbers)):
-            raise StoppedError(f"step {self.step}: the loss is {numbers[0]}; try a lower rate than {rates[1]:.3g}")
-        self.optimizer.zero_grad()
-        losses.total.backward()
-        self.optimizer.step()
-        named = dict(zip(AffinityLosses._fields, numbers, strict=True))
-        return {**named, "boundary_rate": rates[0], "displacement_rate": rates[1]}
-
-
-def _loader(crops: Crops, places: Any, workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    pinned = device.type == "cuda"
-    yield from DataLoader(crops, batch_sampler=places, num_workers=workers, collate_fn=stack, pin_memory=pinned)
-
 
 def _normaliser(net: AffinityNet) -> Callable[[Tensor], Tensor]:
     return partial(normalised, mean=net.mean, std=net.std, dtype=net.fc_edge6.weight.dtype)
-
-
-def _fingerprint(net: AffinityNet) -> str:
-    digest = hashlib.sha256()
-    for key, tensor in net.state_dict().items():
-        if key.startswith("stage"):
-            digest.update(key.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]

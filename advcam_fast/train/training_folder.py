@@ -14,11 +14,13 @@ from torch import Tensor
 
 from advcam_fast.errors import StoppedError, UsageError, first_line
 
-_CHECKPOINT, _LOG, _WEIGHTS = "checkpoint.pt", "log.jsonl", "weights.safetensors"
+_CHECKPOINT, _LOG, _WEIGHTS, _BEST = "checkpoint.pt", "log.jsonl", "weights.safetensors", "best.safetensors"
 
 
 class TrainingFolder:
     """checkpoint.pt (to go on from), log.jsonl (a line a step), weights.safetensors (what comes out).
+
+    And best.safetensors, where something says which weights are the best.
 
     Raises UsageError for a folder that holds a training already, unless `resume`, and StoppedError where a file cannot
     be written. The data is on the disk before the rename, so that after a power cut a file that is there is whole.
@@ -26,7 +28,9 @@ class TrainingFolder:
 
     def __init__(self, path: str | Path, resume: bool) -> None:
         self.path = Path(path)
-        self.checkpoint, self.log, self.weights = (self.path / name for name in (_CHECKPOINT, _LOG, _WEIGHTS))
+        self.checkpoint, self.log, self.weights, self.best = (
+            self.path / name for name in (_CHECKPOINT, _LOG, _WEIGHTS, _BEST)
+        )
         held = [file.name for file in (self.checkpoint, self.log, self.weights) if file.exists()]
         if held and not resume:
             raise UsageError(f"{self.path} already holds a training ({held[0]}): resume it or choose another folder")
@@ -38,9 +42,11 @@ class TrainingFolder:
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         self._write_whole(self.checkpoint, lambda temporary: torch.save(dict(state), temporary))
 
-    def save_weights(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    def save_weights(
+        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path | None = None
+    ) -> None:
         own = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        self._write_whole(self.weights, lambda temporary: save_file(own, temporary, dict(metadata)))
+        self._write_whole(path or self.weights, lambda temporary: save_file(own, temporary, dict(metadata)))
 
     def read_checkpoint(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         """The last checkpoint, if there is one; UsageError if it is of other settings, or not one of ours."""

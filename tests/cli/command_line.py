@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import struct
 import sys
 import time
@@ -54,7 +55,8 @@ class Ended:
 class Command:
     """A started command; arguments may be paths.
 
-    For its process only: `limits` of resources, `powerless` root, and nobody `listening` to what it prints.
+    For its process only: `limits` of resources, `powerless` root, nobody `listening` to what it prints, and more
+    variables of its `environment`.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class Command:
         limits: Mapping[int, int] | None = None,
         powerless: bool = False,
         listening: bool = True,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._files = (folder / f"{time.monotonic_ns()}.out", folder / f"{time.monotonic_ns()}.err")
         texts = [str(argument) for argument in arguments]
         self.process = _server.Process(
-            target=_child, args=(texts, self._files, dict(limits or {}), powerless, listening)
+            target=_child,
+            args=(texts, self._files, dict(limits or {}), powerless, listening, dict(environment or {})),
         )
         self.process.start()
 
@@ -88,8 +92,14 @@ class Command:
 
 
 def _child(
-    arguments: list[str], files: tuple[Path, Path], limits: dict[int, int], powerless: bool, listening: bool
+    arguments: list[str],
+    files: tuple[Path, Path],
+    limits: dict[int, int],
+    powerless: bool,
+    listening: bool,
+    environment: dict[str, str],
 ) -> None:
+    os.environ.update(environment)
     for number, file in enumerate(files, start=1):
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)
@@ -110,6 +120,22 @@ def _child(
 
     sys.argv = ["advcam-fast", *arguments]
     main()
+
+
+def start_ranks(count: int, *arguments: object, folder: Path) -> list[Command]:
+    """The command as `torchrun --nproc-per-node COUNT` starts it, without what torchrun does when one of them ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+    return [
+        Command(
+            *arguments,
+            folder=folder / f"rank{rank}",
+            environment={**shared, "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(count)
+    ]
 
 
 def save_network(file: Path, spoil: Callable[[dict[str, torch.Tensor]], None] | None = None) -> Path:
@@ -146,11 +172,34 @@ def save_list(folder: Path, rows: Sequence[tuple[str, str]], photos: bool = True
 
 
 def manifest(run: Path) -> dict[str, dict[str, Any]]:
-    """The lines of the manifest by id, read without the code under test; an id twice is an error."""
-    records = [json.loads(line) for line in (run / "manifest" / "main.jsonl").read_text().splitlines()]
+    """The lines of all parts of the manifest by id, read without the code under test; an id twice is an error."""
+    parts = sorted((run / "manifest").glob("*.jsonl"))
+    records = [json.loads(line) for part in parts for line in part.read_text().splitlines()]
     by_id = {record["id"]: record for record in records}
     assert len(by_id) == len(records), "an item was done twice"
     return by_id
+
+
+def timeless(run: Path) -> list[dict[str, Any]]:
+    """The manifest, sorted by id and without times."""
+    return [
+        {key: value for key, value in record.items() if key != "time"} for _, record in sorted(manifest(run).items())
+    ]
+
+
+def finished(run: Path) -> dict[str, int]:
+    """Names and times of the map files whose manifest line is whole; others may be written again."""
+    parts = [part.read_bytes().split(b"\n")[:-1] for part in (run / "manifest").glob("*.jsonl")]
+    records = [json.loads(line) for lines in parts for line in lines]
+    ids = [record["id"] for record in records if record["status"] == "ok"]
+    return {item: (run / "maps" / f"{item}.npz").stat().st_mtime_ns for item in ids}
+
+
+def wait_for(run: Path, items: int) -> None:
+    end = time.monotonic() + 60
+    while len(finished(run)) < items:
+        assert time.monotonic() < end, f"{len(finished(run))} items done, waited for {items}"
+        time.sleep(0.001)
 
 
 def map_files(run: Path) -> dict[str, bytes]:

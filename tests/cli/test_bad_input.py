@@ -13,7 +13,7 @@ from advcam_fast.climb import ClimbConfig, MapMaker
 from advcam_fast.data import open_dataset
 from advcam_fast.errors import StoppedError
 from advcam_fast.models import CamModel
-from advcam_fast.pipelines.label import LabelRule, label_dataset
+from advcam_fast.pipelines.label import Labeller, LabelRule, label_dataset
 from advcam_fast.store import RunFolder
 
 GOOD = [(f"good/{i}.png", "dog;cat") for i in range(3)]
@@ -109,7 +109,7 @@ def test_what_the_classifier_sees(tmp_path: Path, size: tuple[int, int], seen: t
     model = CamModel(features, torch.ones(2, 3), mean=(0.5,) * 3, std=(0.5,) * 3)
     with RunFolder.open(tmp_path / "run", {}) as run:
         maker = MapMaker(model, ClimbConfig(steps=1, scales=(1.0,), steps_at_scale={}))
-        label_dataset(data, maker, run, LabelRule(predicted=True), {})
+        label_dataset(data, Labeller(maker, LabelRule(predicted=True), {}), run)
     assert run.counts() == {"ok": 1, "failed": 0}
     assert sizes == [seen, size[::-1]], "once to predict, once for the map"
 
@@ -128,7 +128,7 @@ def test_an_image_that_the_network_cannot_take_fails_alone(tmp_path: Path, kind:
     model = CamModel(features, torch.ones(2, 3), mean=(0.5,) * 3, std=(0.5,) * 3)
     with RunFolder.open(tmp_path / "run", {}) as run:
         maker = MapMaker(model, ClimbConfig(steps=1, scales=(1.0,), steps_at_scale={}))
-        label_dataset(data, maker, run, LabelRule(), {"0": 0, "1": 1})
+        label_dataset(data, Labeller(maker, LabelRule(), {"0": 0, "1": 1}), run)
     assert {key: record["status"] for key, record in manifest(tmp_path / "run").items()} == {
         "a": "ok",
         "b": "failed",
@@ -153,7 +153,7 @@ def test_a_lost_device_stops_the_run_and_fails_no_image(tmp_path: Path) -> None:
     maker = MapMaker(model, ClimbConfig(steps=1, scales=(1.0,), steps_at_scale={}))
     with RunFolder.open(tmp_path / "run", {}) as run:
         with pytest.raises(StoppedError, match=r"the device failed at an image of .* illegal memory access"):
-            label_dataset(data, maker, run, LabelRule(), {"0": 0, "1": 1})
+            label_dataset(data, Labeller(maker, LabelRule(), {"0": 0, "1": 1}), run)
         assert run.counts() == {"ok": 1, "failed": 0}
 
 
@@ -265,8 +265,7 @@ def test_weights_that_do_not_fit(label: Callable[..., Ended], tmp_path: Path, ki
         (("--labels", "predicted", "--top-k", "0"), "--top-k 0"),
         (("--labels", "predicted", "--min-score", "nan"), "--min-score nan"),
         (("--class-map", "nowhere.csv"), "nowhere.csv: No such file or directory"),
-        (("--data", "zip:photos"), "wanted folder:DIR, csv:FILE, voc:DIR#split"),
-        (("--data", "webdataset:photos.tar"), "not available yet"),
+        (("--data", "zip:photos"), "wanted folder:DIR, csv:FILE, webdataset:GLOB, voc:DIR#split"),
         (("--data", "coco:photos#val"), "photos lacks annotations/instances_val.json; wanted"),
         (("--data", "folder:nowhere"), "nowhere is not a folder"),
         (("--data", "csv:nowhere.csv"), "nowhere.csv: No such file or directory"),

@@ -1,6 +1,7 @@
 """`label` done right: every kind of data in, and what lies in the run folder."""
 
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -250,3 +251,22 @@ def test_a_class_that_never_scores_is_flagged(label: Callable[..., Ended], tmp_p
     for key in ("strided", "initial", "full"):
         assert np.array_equal(stored[key][0], np.zeros_like(stored[key][0]))
         assert stored[key][1].max() > 0.99
+
+
+def test_shards_are_labelled_and_refined_as_files_are(
+    label: Callable[..., Ended], run: Callable[..., Ended], tmp_path: Path
+) -> None:
+    rows = [("a.png", "cat"), ("b.png", "dog;cat"), ("c.png", "dog")]
+    data = save_list(tmp_path / "photos", rows)
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        for name, tags in rows:
+            (tmp_path / "tags.txt").write_text(tags)
+            shard.add(tmp_path / "photos" / name, name)
+            shard.add(tmp_path / "tags.txt", name.replace(".png", ".txt"))
+    files, shards = tmp_path / "files", tmp_path / "shards"
+    assert label(data, files).code == 0
+    assert label(f"webdataset:{tmp_path}/*.tar", shards).code == 0
+    assert map_files(shards) == map_files(files) and len(map_files(files)) == 3
+    assert [run("refine", "--run", folder).code for folder in (files, shards)] == [0, 0]
+    for name in ("a.png", "b.png", "c.png"):
+        assert (files / "masks" / name).read_bytes() == (shards / "masks" / name).read_bytes()

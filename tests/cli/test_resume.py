@@ -1,16 +1,28 @@
 """A run that was stopped, at any moment and in any way, goes on: nothing is lost and nothing is done twice."""
 
 import itertools
-import json
 import os
-import random
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from command_line import FAST, Command, Ended, manifest, map_files, save_list, save_network
+from command_line import (
+    FAST,
+    Command,
+    Ended,
+    finished,
+    map_files,
+    save_list,
+    save_network,
+    save_photo,
+    timeless,
+    wait_for,
+)
+from kills import killed_again_and_again
+
+from advcam_fast.store import RunFolder
 
 KILLS = 10
 
@@ -28,44 +40,32 @@ def options(photos: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[obje
 
 
 @pytest.fixture(scope="module")
-def undisturbed(options: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def undisturbed_run(options: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed")
     assert Command(*options, "--out", out / "run", folder=out / "printed").end().code == 0
-    return map_files(out / "run")
+    return out / "run"
 
 
-def finished(out: Path) -> dict[str, int]:
-    """Names and times of the map files whose manifest line is whole; others may be written again."""
-    file = out / "manifest" / "main.jsonl"
-    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
-    return {
-        item: (out / "maps" / f"{item}.npz").stat().st_mtime_ns for item in (json.loads(line)["id"] for line in lines)
-    }
+@pytest.fixture(scope="module")
+def undisturbed(undisturbed_run: Path) -> dict[str, bytes]:
+    return map_files(undisturbed_run)
 
 
-def wait_for(out: Path, items: int) -> None:
-    end = time.monotonic() + 60
-    while len(finished(out)) < items:
-        assert time.monotonic() < end, f"{len(finished(out))} items done, waited for {items}"
-        time.sleep(0.001)
+@pytest.fixture(scope="module")
+def undisturbed_manifest(undisturbed_run: Path) -> list[dict[str, Any]]:
+    return timeless(undisturbed_run)
 
 
+@pytest.mark.parametrize("most_ranks", [1, 3])
 def test_ten_kills_at_random_moments(
-    options: tuple[object, ...], undisturbed: dict[str, bytes], tmp_path: Path
+    options: tuple[object, ...],
+    undisturbed: dict[str, bytes],
+    undisturbed_manifest: list[dict[str, Any]],
+    tmp_path: Path,
+    most_ranks: int,
 ) -> None:
-    random.seed(0)
     out = tmp_path / "run"
-    before: dict[str, int] = {}
-    for attempt in range(KILLS):
-        command = Command(*options, "--out", out, folder=tmp_path / "printed")
-        if attempt % 3:  # else while it starts
-            wait_for(out, len(before) + random.randint(1, 7))
-        time.sleep(random.uniform(0, 0.02))
-        command.send(signal.SIGKILL)
-        assert command.end().code == -signal.SIGKILL
-        after = finished(out)
-        assert before.items() <= after.items(), "a finished item was lost or done again"
-        before = after
+    before = killed_again_and_again(options, out, KILLS, most_ranks, most_items=7)
     assert 10 < len(before) < 80, "the kills did not strike while it worked"
     ended = Command(*options, "--out", out, "--json", folder=tmp_path / "printed").end()
     assert ended.code == 0
@@ -73,9 +73,22 @@ def test_ten_kills_at_random_moments(
     assert (summary["done_before"], summary["done_now"], summary["ok"]) == (len(before), 80 - len(before), 80)
     assert before.items() <= finished(out).items(), "a finished item was done again"
     assert map_files(out) == undisturbed
-    assert len(manifest(out)) == 80
+    assert timeless(out) == undisturbed_manifest
     assert sorted(path.name for path in out.iterdir()) == [".lock", "manifest", "maps", "run.toml"]
     assert not list((out / "maps").glob(".*")), "something was left behind"
+
+
+@pytest.mark.soak
+def test_two_hundred_kills(options: tuple[object, ...], tmp_path: Path) -> None:
+    data = save_list(tmp_path / "photos", [(f"{i % 3}/{i}.png", "dog;cat" if i % 3 else "dog") for i in range(1600)])
+    options = (*options, "--data", data)
+    assert Command(*options, "--out", tmp_path / "undisturbed", folder=tmp_path / "printed").end(600).code == 0
+    out = tmp_path / "run"
+    before = killed_again_and_again(options, out, 200, most_ranks=3, most_items=7)
+    assert 400 < len(before) < 1600, "the kills did not strike while it worked"
+    assert Command(*options, "--out", out, folder=tmp_path / "printed").end(600).code == 0
+    assert map_files(out) == map_files(tmp_path / "undisturbed")
+    assert timeless(out) == timeless(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -160,6 +173,45 @@ def test_other_weights_under_the_same_name_are_refused(label: Callable[..., Ende
     refused = label(data, tmp_path / "run", "--weights", weights)
     assert refused.code == 2
     assert "model.sha256: " in refused.error
+
+
+def test_images_whose_tags_were_changed_are_done_again(label: Callable[..., Ended], tmp_path: Path) -> None:
+    rows = [("0.png", "cat"), ("1.png", "dog"), ("2.png", "dog;cat"), ("gone.png", "cat")]
+    data, out = save_list(tmp_path / "photos", rows, photos=False), tmp_path / "run"
+    for number in range(3):
+        save_photo(tmp_path / "photos" / f"{number}.png", number)
+    assert label(data, out).code == 3
+    before = {item: (out / "maps" / f"{item}.npz").stat().st_mtime_ns for item in "012"}
+    assert label(data, out).err.count("done again") == 0
+
+    save_list(tmp_path / "photos", [("0.png", "dog"), ("1.png", "dog"), ("2.png", "cat"), ("gone.png", "dog")], False)
+    ended = label(data, out)
+    said = "3 images have other tags than when they were done and are done again (0: 'cat' -> 'dog', ...)"
+    assert ended.code == 3 and said in ended.err
+    after = {item: (out / "maps" / f"{item}.npz").stat().st_mtime_ns for item in "012"}
+    assert {item for item in "012" if after[item] != before[item]} == {"0", "2"}
+    fresh = tmp_path / "fresh"
+    assert label(data, fresh).code == 3
+    assert map_files(out) == map_files(fresh)
+    assert {record.id: record.labels for record in RunFolder.read(out).records()} == {
+        "0": ("dog",),
+        "1": ("dog",),
+        "2": ("cat",),
+        "gone": ("dog",),
+    }
+    assert "done again" not in label(data, out).err
+
+
+def test_damaged_maps_are_found_where_asked_for(label: Callable[..., Ended], tmp_path: Path) -> None:
+    data, out = save_list(tmp_path / "photos", [("0.png", "cat"), ("1.png", "dog")]), tmp_path / "run"
+    assert label(data, out).code == 0
+    whole = map_files(out)
+    with open(out / "maps" / "1.npz", "r+b") as file:
+        file.seek(300)
+        file.write(b"?")
+    assert label(data, out, "--json").json()["done_now"] == 0 and map_files(out) != whole
+    assert label(data, out, "--verify", "--json").json()["done_now"] == 1
+    assert map_files(out) == whole
 
 
 def test_a_second_run_in_one_folder_is_refused(

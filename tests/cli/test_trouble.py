@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import Ended, manifest, map_files, save_list, save_photo
+from command_line import FAST, Command, Ended, finished, manifest, map_files, save_list, save_photo, wait_for
+
+from advcam_fast.data import open_dataset
 
 ROWS = [("0.png", "cat"), ("1.png", "dog"), ("2.png", "cat"), ("3.png", "dog")]
 
@@ -46,6 +48,44 @@ def test_a_folder_that_may_not_be_written(
     ended = start(*arguments, closed / "run", powerless=os.geteuid() == 0)
     assert ended.code == (1 if verb == "demo" else 2)
     assert "Permission denied" in ended.error and str(closed / "run") in ended.error
+
+
+def test_data_that_vanishes_ends_the_run_and_the_next_goes_on(
+    run: Callable[..., Ended], network: Path, tmp_path: Path
+) -> None:
+    """A drive that is gone is not thousands of images that failed."""
+    photos, out = tmp_path / "photos", tmp_path / "run"
+    data = save_list(photos, [(f"{i}.png", "cat") for i in range(60)])
+    given = ("label", "--data", data, "--model", "squeezenet1_1", "--weights", network, "--preset", "cam", *FAST)
+    command = Command(*given, "--out", out, folder=tmp_path / "printed")
+    wait_for(out, 3)
+    photos.rename(tmp_path / "unmounted")
+    ended = command.end()
+    assert ended.code == 1
+    assert ended.error.endswith("labels.csv: the data set is not there any more")
+    before = finished(out)
+    assert 3 <= len(before) < 60 and set(manifest(out)) == set(before), "an image was recorded as failed"
+    (tmp_path / "unmounted").rename(photos)
+    assert run(*given, "--out", out).code == 0
+    assert len(manifest(out)) == 60 and before.items() <= finished(out).items()
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_data_set_knows_whether_it_is_there(tmp_path: Path, empty: bool) -> None:
+    save_photo(tmp_path / "photos" / "0.png", 0)
+    dataset = open_dataset(f"folder:{tmp_path / 'photos'}")
+    assert dataset.is_there()
+    (tmp_path / "photos" / "0.png").unlink()
+    if not empty:  # what is left of a mounted drive is an empty folder
+        (tmp_path / "photos").rmdir()
+    assert not dataset.is_there()
+
+
+def test_data_that_may_only_be_read(label: Callable[..., Ended], tmp_path: Path) -> None:
+    data = save_list(tmp_path / "photos", ROWS)
+    (tmp_path / "photos").chmod(0o555)
+    assert label(data, tmp_path / "run", powerless=os.geteuid() == 0).code == 0
+    assert len(map_files(tmp_path / "run")) == 4
 
 
 def test_a_folder_with_other_files_is_left_alone(label: Callable[..., Ended], tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 import contextlib
 import io
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from advcam_fast import _native, cli
 from advcam_fast.pipelines.demo import PHOTOS, write_photos
 from advcam_fast.report.overlay import overlay, sheet
 
-VERBS = ("label", "refine", "train-affinity", "evaluate", "demo", "doctor")
+VERBS = ("label", "refine", "train-affinity", "evaluate", "export", "report", "run", "demo", "doctor")
 
 # left, top, right, bottom in pixels: the cat's face; the camera and its tripod
 OBJECTS = {"chelsea": ("tabby", (55, 30, 385, 300)), "camera": ("tripod", (185, 110, 450, 512))}
@@ -43,6 +46,23 @@ def test_the_version(run: Callable[..., Ended]) -> None:
     assert run("--version").out == f"advcam_fast {af.__version__}\n"
 
 
+@pytest.mark.parametrize("program", [("-m", "advcam_fast"), (str(Path(sys.executable).with_name("advcam-fast")),)])
+def test_ctrl_c_while_it_imports_is_one_line(program: tuple[str, ...]) -> None:
+    started = subprocess.Popen([sys.executable, "-v", *program, "doctor"], stderr=subprocess.PIPE, text=True)
+    assert started.stderr is not None
+    line = next(line for line in started.stderr if line.startswith("import 'torch.") or "torch/__init__" in line)
+    started.send_signal(signal.SIGINT)
+    rest = started.stderr.read()
+    started.wait(60)
+    assert line and started.returncode == -signal.SIGINT, "of a shell: 130"
+    assert "Traceback (most recent" not in rest and "stopped before it began\n" in rest
+
+
+def test_an_interrupt_of_a_program_of_others_is_left_alone() -> None:
+    code = "import sys, advcam_fast; sys.exit(sys.excepthook is not sys.__excepthook__)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
 def test_doctor_says_what_is_used(run: Callable[..., Ended]) -> None:
     facts = run("doctor", "--json").json()
     assert facts["versions"]["advcam_fast"] == af.__version__
@@ -50,7 +70,8 @@ def test_doctor_says_what_is_used(run: Callable[..., Ended]) -> None:
     assert facts["extension"]["loaded"] is (_native.NATIVE is not None)
     backend = "native" if _native.NATIVE is not None else "reference"
     climb = ("climb_step", "climb_loss", "cam_accumulate", "masked_relu", "masked_relu_backward")
-    stems = (*climb, "random_walk", "color_walk", "centroid_walk", "dense_crf")
+    pools, judges = ("max_pool", "max_pool_backward"), ("threshold_sweep", "component_boxes")
+    stems = (*climb, *pools, "random_walk", "color_walk", "centroid_walk", "dense_crf", *judges)
     assert {stem: where["cpu"] for stem, where in facts["kernels"].items()} == dict.fromkeys(stems, backend)
     assert facts["convolutions"]["cpu fp32"] == "oneDNN, prepacked"
     assert "memory" in facts["memory"] or "allocator" in facts["memory"]

@@ -29,7 +29,7 @@ def parts(tmp_path: Path) -> Iterator[tuple]:
 
 def test_a_slow_disk_is_waited_for_by_a_few_maps_only(parts: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     data, maker, run = parts
-    climbed, gate, finish = [], threading.Event(), run.finish
+    climbed, gate, finish = [], threading.Event(), run.finish_encoded
     compute = maker.compute
 
     def counted(*given):
@@ -43,9 +43,11 @@ def test_a_slow_disk_is_waited_for_by_a_few_maps_only(parts: tuple, monkeypatch:
         finish(*given, **more)
 
     monkeypatch.setattr(maker, "compute", counted)
-    monkeypatch.setattr(run, "finish", slow)
+    monkeypatch.setattr(run, "finish_encoded", slow)
     told = []
-    label.label_dataset(data, maker, run, label.LabelRule(), {"0": 0}, report=lambda p: told.append((p, len(climbed))))
+    label.label_dataset(
+        data, label.Labeller(maker, label.LabelRule(), {"0": 0}), run, report=lambda p: told.append((p, len(climbed)))
+    )
     assert [progress.item_id for progress, _ in told] == [str(number) for number in range(12)]
     assert [progress.done for progress, _ in told] == list(range(1, 13))
     assert max(ahead - progress.done for progress, ahead in told) <= label.WRITTEN_LATER
@@ -54,7 +56,7 @@ def test_a_slow_disk_is_waited_for_by_a_few_maps_only(parts: tuple, monkeypatch:
 
 def test_after_a_write_that_fails_there_is_no_other(parts: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     data, maker, run = parts
-    finish, tried = run.finish, []
+    finish, tried = run.finish_encoded, []
 
     def failing(item_id, *given, **more):
         tried.append(item_id)
@@ -62,9 +64,9 @@ def test_after_a_write_that_fails_there_is_no_other(parts: tuple, monkeypatch: p
             raise StoreError("the disk is full")
         finish(item_id, *given, **more)
 
-    monkeypatch.setattr(run, "finish", failing)
+    monkeypatch.setattr(run, "finish_encoded", failing)
     with pytest.raises(StoreError, match="the disk is full"):
-        label.label_dataset(data, maker, run, label.LabelRule(), {"0": 0})
+        label.label_dataset(data, label.Labeller(maker, label.LabelRule(), {"0": 0}), run)
     assert tried == ["0", "1", "2"]
     assert run.counts() == {"ok": 2, "failed": 0}
 
@@ -72,14 +74,14 @@ def test_after_a_write_that_fails_there_is_no_other(parts: tuple, monkeypatch: p
 def test_an_interrupt_leaves_nothing_half_done(parts: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     """Raised where the progress is shown, between two items, with others on their way to the disk."""
     data, maker, run = parts
-    finish = run.finish
-    monkeypatch.setattr(run, "finish", lambda *given, **more: (time.sleep(0.05), finish(*given, **more)))
+    finish = run.finish_encoded
+    monkeypatch.setattr(run, "finish_encoded", lambda *given, **more: (time.sleep(0.05), finish(*given, **more)))
 
     def interrupt(progress: label.Progress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        label.label_dataset(data, maker, run, label.LabelRule(), {"0": 0}, report=interrupt)
+        label.label_dataset(data, label.Labeller(maker, label.LabelRule(), {"0": 0}), run, report=interrupt)
     now = run.counts()["ok"]
     time.sleep(0.3)
     assert run.counts()["ok"] == now > 1

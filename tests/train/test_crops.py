@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advcam_fast.train.affinity_crops import Batches, Crops
+from advcam_fast.train.batches import Batches
+from advcam_fast.train.crops import Crops
 
 
 def plain(image: Tensor) -> Tensor:
