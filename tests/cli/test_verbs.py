@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,9 @@ def test_the_version(run: Callable[..., Ended]) -> None:
 
 @pytest.mark.parametrize("program", [("-m", "advcam_fast"), (str(Path(sys.executable).with_name("advcam-fast")),)])
 def test_ctrl_c_while_it_imports_is_one_line(program: tuple[str, ...]) -> None:
-    started = subprocess.Popen([sys.executable, "-v", *program, "doctor"], stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
+    command = [sys.executable, "-v", *program, "doctor"]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     assert started.stderr is not None
     line = next(line for line in started.stderr if line.startswith("import 'torch.") or "torch/__init__" in line)
     started.send_signal(signal.SIGINT)
