@@ -35,7 +35,8 @@ def toy_net(seed: int = 0) -> TrainableClassifier:
     layers = [nn.Conv2d(3, 8, 5, 2, 2, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, 1, 1), nn.ReLU()]
     features = nn.Sequential(*layers)
     network = nn.Sequential(OrderedDict(body=features, fc=nn.Linear(12, len(CLASSES))))
-    return TrainableClassifier("toy", network, features, Recipe("fc", lambda _: (network, features), None), False)
+    recipe = Recipe("fc", lambda _: network, lambda _: features, None)
+    return TrainableClassifier("toy", network, features, recipe, False)
 
 
 class Squares:
