@@ -103,6 +103,12 @@ def resize_image(image: torch.Tensor, scale: float) -> torch.Tensor:
     return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
 
 
+def enlarged(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Maps at stride 4 of an image at its size (H, W), bilinear and cropped: [M, h, w] -> [M, H, W]."""
+    large = torch.nn.functional.interpolate(maps[None], scale_factor=4, mode="bilinear", align_corners=False)[0]
+    return large[:, : size[0], : size[1]]
+
+
 def _resize_on_device(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     values = image[None].float()
     for size in ((image.shape[1], width), (height, width)):  # Pillow too rounds to 8 bits between its two passes

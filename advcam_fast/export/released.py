@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor
-from torch.nn.functional import interpolate
 
+from advcam_fast.data.images import enlarged
 from advcam_fast.export.item import ExportItem
-from advcam_fast.export.objects import STRIDE
 
 
 class ReleasedExport:
@@ -49,6 +48,5 @@ def released_file(keys: Tensor, cam: Tensor, high_res: Tensor) -> bytes:
 def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if len(maps) == 0:
         return maps.new_zeros(0, *size)
-    large = interpolate(maps[None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[0]
-    large = large[:, : size[0], : size[1]]
+    large = enlarged(maps, size)
     return large / (large.amax((1, 2), keepdim=True) + 1e-5)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from advcam_fast import ops
+from advcam_fast.data.images import enlarged
 from advcam_fast.refine.config import RefineConfig
-from advcam_fast.refine.masks import LEAST, enlarged, powered, spread
+from advcam_fast.refine.masks import LEAST, powered, spread
 
 
 class Instance(NamedTuple):

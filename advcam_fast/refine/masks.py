@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advcam_fast import ops
+from advcam_fast.data.images import enlarged
 from advcam_fast.refine.config import RefineConfig
 
 STRIDE = 4
@@ -51,12 +52,6 @@ def spread(scores: Tensor, image: Tensor, config: RefineConfig, boundary: Tensor
     if boundary is None:
         raise ValueError("walk: boundary came without a boundary, wanted is one of an affinity net")
     return ops.random_walk(scores, boundary.float(), config.radius, config.beta, config.walk_steps, config.restart)
-
-
-def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """From stride 4 to the image's size, bilinear: [M, h, w] -> [M, H, W]."""
-    large = F.interpolate(maps[None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[0]
-    return large[:, : size[0], : size[1]]
 
 
 def mask_of(scores: Tensor, image: Tensor, config: RefineConfig) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from advcam_fast import ops
+from advcam_fast.data.images import enlarged
 from advcam_fast.errors import UsageError
 
 UNSURE = 255
@@ -49,8 +49,7 @@ def affinity_labels(
     if len(maps) == 0:
         return torch.zeros(size, dtype=torch.uint8, device=image.device)
     if maps.shape[1:] != size:
-        larger = F.interpolate(maps[None], scale_factor=_STRIDE, mode="bilinear", align_corners=False)[0]
-        maps = larger[:, : size[0], : size[1]]
+        maps = enlarged(maps, (size[0], size[1]))
     greatest, which = maps.max(0)
     hard = torch.stack([torch.where(greatest > t, which + 1, 0) for t in (foreground, background)]).to(torch.uint8)
     refined = (crf or _dense_crf)(image, hard, len(maps) + 1)
