@@ -45,18 +45,13 @@ from advcam_fast.store import RunFolder
 RESULTS = Path(__file__).resolve().parent / "results" / "end_to_end.json"
 PAPER = ClimbConfig.preset("voc-cvpr2021")
 PROBE = (256, 47, 63)  # channels, height, width of the 3x3 convolution whose rate is the measure
-STEPS = 3
+STEPS, ROUNDS = 3, 9
 
 
 def seconds(run: Callable[[], object]) -> float:
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
-
-
-def median_of(run: Callable[[], object], rounds: int = 5) -> float:
-    run()
-    return statistics.median(seconds(run) for _ in range(rounds))
 
 
 def write_jpegs(folder: Path, size: tuple[int, int], count: int, model: af.CamModel) -> list[int]:
@@ -90,8 +85,8 @@ def plain(model: af.CamModel, network: nn.Module, file: Path, label: int, out: P
     np.savez(out, strided=maps.strided.numpy(), full=maps.full.numpy(), initial=maps.initial.numpy())
 
 
-def convolution_rate(dtype: torch.dtype) -> float:
-    """FLOP/s of a 3x3 convolution of a pair of activations as they are in the middle of a ResNet-50."""
+def probe_of(dtype: torch.dtype) -> tuple[Callable[[], object], int]:
+    """Ten 3x3 convolutions of a pair of activations as they are in the middle of a ResNet-50, and their FLOP."""
     channels, height, width = PROBE
     x = torch.randn(2, channels, height, width).to(dtype).contiguous(memory_format=torch.channels_last)
     layer = Convolution(nn.Conv2d(channels, channels, 3, padding=1), dtype, dtype)
@@ -100,7 +95,7 @@ def convolution_rate(dtype: torch.dtype) -> float:
         for _ in range(10):
             layer.forward(x)
 
-    return 10 * 2 * 2 * channels * channels * 9 * height * width / median_of(ten, 9)
+    return ten, 10 * 2 * 2 * channels * channels * 9 * height * width
 
 
 def step_flops(model: af.CamModel, size: tuple[int, int]) -> int:
@@ -114,11 +109,28 @@ def step_flops(model: af.CamModel, size: tuple[int, int]) -> int:
     return counter.get_total_flops()
 
 
-def step_seconds(model: af.CamModel, view: Tensor, label: int, dtype: str) -> float:
-    """A step of a flip pair: of a climb of STEPS + 1 maps less the forward pass of the last."""
+def step_figures(model: af.CamModel, view: Tensor, label: int, dtype: str, flops: int) -> dict[str, float]:
+    """Medians over rounds of a step of a flip pair, of the probe's rate just before and after, and of their ratio.
+
+    A step: of a climb of STEPS + 1 maps less the forward pass of the last. In turns, since a machine's rate drifts by
+    more than what is measured.
+    """
     climber, labels = Climber(model, replace(PAPER, dtype=dtype)), torch.tensor([[label]])
-    forward = median_of(lambda: climber.climb(view, labels, 1, 1))
-    return (median_of(lambda: climber.climb(view, labels, STEPS + 1, 1)) - forward) / STEPS
+    probe, probe_flops = probe_of(DTYPES[dtype][0])
+    runs = (probe, lambda: climber.climb(view, labels, 1, 1), lambda: climber.climb(view, labels, STEPS + 1, 1), probe)
+    steps, rates, shares = [], [], []
+    for turn in range(ROUNDS + 1):
+        before, forward, climb, after = (seconds(run) for run in runs)
+        if turn == 0:  # warm-up
+            continue
+        steps.append((climb - forward) / STEPS)
+        rates.append(2 * probe_flops / (before + after))
+        shares.append(flops / steps[-1] / rates[-1])
+    return {
+        "step_seconds": statistics.median(steps),
+        "probe_gigaflops": statistics.median(rates) / 1e9,
+        "share_of_probe": statistics.median(shares),
+    }
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -135,14 +147,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     found["executor"] = next(iter(makers.values())).executor
     if not options.steps_only:
         found |= whole_runs(options, folder, model, makers, network, view, classes)
-    steps = {dtype: step_seconds(model, view, classes[0], dtype) for dtype in makers}
-    rates = {dtype: convolution_rate(DTYPES[dtype][0]) for dtype in makers if dtype != "mixed"}
-    return found | {
-        "step_seconds": steps,
-        "step_gigaflop": flops / 1e9,
-        "probe_gigaflops": {name: rate / 1e9 for name, rate in rates.items()},
-        "share_of_probe": {name: flops / steps[name] / rate for name, rate in rates.items()},
-    }
+    figures = {dtype: step_figures(model, view, classes[0], dtype, flops) for dtype in makers}
+    for name, figure in figures.items():
+        found.setdefault("step_seconds", {})[name] = figure["step_seconds"]
+        if name != "mixed":  # of two rates
+            found.setdefault("probe_gigaflops", {})[name] = figure["probe_gigaflops"]
+            found.setdefault("share_of_probe", {})[name] = figure["share_of_probe"]
+    return found | {"step_gigaflop": flops / 1e9}
 
 
 def whole_runs(

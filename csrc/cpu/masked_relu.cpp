@@ -12,7 +12,7 @@
 namespace advcam::cpu {
 namespace {
 constexpr int64_t kChunk = 8192;   // elements
-constexpr int64_t kBlock = 64;     // elements whose bits are gathered at once
+constexpr int64_t kBlock = 64;     // elements whose bits are spread at once
 constexpr int64_t kSerial = 8192;  // elements below which a second thread costs more than it brings
 
 template <class T>
@@ -58,16 +58,21 @@ ADVCAM_INLINE Ceiling<T> rounded(Acc<T> ceiling) {
   return c;
 }
 
-template <class T>
+// Whether x is a number above 0 and below the ceiling, or a NaN; it becomes 0 or the ceiling if not.
+template <bool bounded, class T>
 ADVCAM_INLINE uint8_t rectify(typename Raw<T>::type& x, Ceiling<T> ceiling) {
   using I = typename Raw<T>::type;
+  using U = std::make_unsigned_t<I>;
   const I v = x;
-  const bool number = static_cast<I>(v & std::numeric_limits<I>::max()) <= Raw<T>::infinity;
-  const bool low = (v <= 0) & number, high = (v >= ceiling.least) & number;  // a NaN stays
-  I r = low ? I(0) : v;
-  r = high ? ceiling.value : r;
-  x = r;
-  return !(low | high);
+  const bool negative = static_cast<U>(v ^ std::numeric_limits<I>::min()) <= static_cast<U>(Raw<T>::infinity);
+  const I r = negative ? I(0) : v;
+  if (!bounded) {
+    x = r;
+    return (r != 0) & (r != Raw<T>::infinity);
+  }
+  const bool high = (v >= ceiling.least) & (v <= Raw<T>::infinity);
+  x = high ? ceiling.value : r;
+  return (r != 0) & !high;
 }
 
 // Eight bytes of 0 or 1 as eight bits, the first one lowest.
@@ -77,22 +82,23 @@ ADVCAM_INLINE uint8_t gather(const uint8_t* flags) {
   return static_cast<uint8_t>((u * 0x0102040810204080ull) >> 56);
 }
 
-template <class T>
-ADVCAM_INLINE void rectify_chunk(T* values, uint8_t* __restrict bits, int64_t n, Acc<T> upper) {
-  const Ceiling<T> ceiling = rounded<T>(upper);
+// n <= kChunk. The flags of all elements come first: the loops over them vectorise alone only.
+template <bool bounded, class T>
+ADVCAM_INLINE void rectify_chunk(T* values, uint8_t* __restrict bits, int64_t n, Ceiling<T> ceiling) {
   auto* x = reinterpret_cast<typename Raw<T>::type*>(values);
-  uint8_t flags[kBlock];
-  int64_t i = 0;
-  for (; i + kBlock <= n; i += kBlock) {
-    for (int64_t j = 0; j < kBlock; ++j) flags[j] = rectify<T>(x[i + j], ceiling);
-    if (!bits) continue;
-    for (int64_t j = 0; j < kBlock / 8; ++j) bits[i / 8 + j] = gather(flags + 8 * j);
-  }
-  if (i == n) return;
-  std::memset(flags, 0, sizeof flags);
-  for (int64_t j = 0; i + j < n; ++j) flags[j] = rectify<T>(x[i + j], ceiling);
-  if (!bits) return;
-  for (int64_t j = 0; i + 8 * j < n; ++j) bits[i / 8 + j] = gather(flags + 8 * j);
+  uint8_t flags[kChunk];
+  for (int64_t i = 0; i < n; ++i) flags[i] = rectify<bounded, T>(x[i], ceiling);
+  if (!bits) return;  // a loop without flags would be no faster: it waits for the memory
+  const int64_t bytes = (n + 7) / 8;
+  std::memset(flags + n, 0, 8 * bytes - n);
+  for (int64_t i = 0; i < bytes; ++i) bits[i] = gather(flags + 8 * i);
+}
+
+template <class T>
+ADVCAM_INLINE void rectify_chunk(T* values, uint8_t* bits, int64_t n, Acc<T> upper) {
+  const Ceiling<T> ceiling = rounded<T>(upper);
+  if (ceiling.value < Raw<T>::infinity) return rectify_chunk<true>(values, bits, n, ceiling);
+  rectify_chunk<false>(values, bits, n, ceiling);
 }
 
 template <class T, class A>
