@@ -164,7 +164,7 @@ class LatticeBuilder {
     int32_t first[d + 2] = {};  // of a colour; how many there are
   };
   struct Scratch {
-    Numbering<Key> numbers{12};  // a quarter of which are the pixels of a patch
+    Numbering<Key> numbers{10};  // it seldom grows: a photo has some hundred vertices of a colour here
     Array<Key> key{(d + 1) * kSide * kSide};
   };
   struct Colour {

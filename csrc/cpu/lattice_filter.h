@@ -5,6 +5,7 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "cpu/lattice.h"
 #include "cpu/simd.h"
@@ -49,11 +50,14 @@ struct Corners {
   const T* weight;
 };
 
-// copies += weight * points [kTile, K]
+// copies += weight * points [kTile, K]. Neighbours often share a vertex, and would wait for each other's sums: pixels
+// that follow each other here lie apart.
 template <class T, int K, int kCorners>
 ADVCAM_INLINE void splat(Corners<T> at, const T* points, T* copies) {
   using V = typename VectorOf<T, K>::type;
-  for (int n = 0; n < kTile; ++n) {
+  constexpr int kApart = 8;
+  for (int i = 0; i < kTile; ++i) {
+    const int n = i * kApart % kTile + i * kApart / kTile;
     const V q = *reinterpret_cast<const V*>(points + K * n);
     for (int c = 0; c < kCorners; ++c)
       *reinterpret_cast<V*>(copies + K * at.copy[c * kTile + n]) += q * at.weight[c * kTile + n];
@@ -141,6 +145,39 @@ ADVCAM_INLINE float exp_of_negative(float x) {
 }
 ADVCAM_INLINE double exp_of_negative(double x) { return std::exp(x); }
 
+// Of the next tile, the lines of a label below these: no prefetcher of a processor guesses them.
+template <class T>
+ADVCAM_INLINE void fetch_below(const T* unary, int64_t width) {
+  for (int y = kTile / kSide; y < 2 * kTile / kSide; ++y)
+    for (int x = 0; x < kSide; x += 64 / sizeof(T)) __builtin_prefetch(unary + y * width + x);
+}
+
+// normalise, below, for two labels: the logistic function of one difference.
+template <class T>
+ADVCAM_INLINE bool normalise_two(T* __restrict rows, const T* __restrict unary, int64_t pixels, int64_t width,
+                                 bool differences) {
+  T ahead[kTile], most[kTile];
+  fetch_below(unary, width), fetch_below(unary + pixels, width);
+  for (int y = 0; y < kTile / kSide; ++y) {
+    for (int x = 0; x < kSide; ++x) {
+      const int n = y * kSide + x;
+      const T first = rows[n] - unary[y * width + x], last = -unary[pixels + y * width + x];
+      ahead[n] = first - last;
+      most[n] = first > last ? first : last;
+    }
+  }
+  int bad = 0;  // a bool would keep the loop from being one of vectors
+  for (int n = 0; n < kTile; ++n) bad += !((ahead[n] == ahead[n]) & (most[n] < std::numeric_limits<T>::infinity()));
+  for (int n = 0; n < kTile; ++n) {
+    const T small = exp_of_negative(ahead[n] > 0 ? -ahead[n] : ahead[n]), larger = T(1) / (T(1) + small);
+    const T smaller = small * larger, difference = larger - smaller;
+    const T first = ahead[n] > 0 ? larger : smaller, signed_difference = ahead[n] > 0 ? difference : -difference;
+    rows[n] = differences ? signed_difference : first;
+    rows[kTile + n] = ahead[n] > 0 ? smaller : larger;
+  }
+  return bad == 0;
+}
+
 // unary: the tile's first pixel; `pixels` to the next label, `width` to the next line.
 // rows [labels, kTile]: messages of all labels but the last come, each less that of the last label, which softmax does
 // not mind. Leave: the probabilities, or, `differences`, those of all labels but the last less that of the last one,
@@ -148,6 +185,7 @@ ADVCAM_INLINE double exp_of_negative(double x) { return std::exp(x); }
 template <class T>
 ADVCAM_INLINE bool normalise(T* __restrict rows, int64_t labels, const T* __restrict unary, int64_t pixels,
                              int64_t width, bool differences) {
+  if (labels == 2) return normalise_two(rows, unary, pixels, width, differences);
   T most[kTile], sum[kTile];
   T* __restrict last = rows + (labels - 1) * kTile;
   for (int y = 0; y < kTile / kSide; ++y)
@@ -156,6 +194,7 @@ ADVCAM_INLINE bool normalise(T* __restrict rows, int64_t labels, const T* __rest
   for (int64_t l = 0; l + 1 < labels; ++l) {
     T* __restrict row = rows + l * kTile;
     const T* __restrict u = unary + l * pixels;
+    fetch_below(u, width);
     for (int y = 0; y < kTile / kSide; ++y) {
       for (int x = 0; x < kSide; ++x) {
         const int n = y * kSide + x;
@@ -172,16 +211,16 @@ ADVCAM_INLINE bool normalise(T* __restrict rows, int64_t labels, const T* __rest
       sum[n] += row[n];
     }
   }
-  bool good = true;
+  int bad = 0;
   for (int n = 0; n < kTile; ++n) {
-    good &= sum[n] >= T(1);
+    bad += !(sum[n] >= T(1));
     sum[n] = T(1) / sum[n];
   }
   for (int64_t l = 0; l + 1 < labels; ++l)
     for (int n = 0; n < kTile; ++n)
       rows[l * kTile + n] = (rows[l * kTile + n] - (differences ? last[n] : T(0))) * sum[n];
   for (int n = 0; n < kTile; ++n) last[n] *= sum[n];
-  return good;
+  return bad == 0;
 }
 
 template <class T>
