@@ -30,12 +30,8 @@ def save_shifted(folder: Path, left_out: str = "", spoiled: str = "", data: str 
             if name == left_out:
                 masks.fail(name, "the image is damaged")
                 continue
-            masks.finish(
-                name,
-                torch.from_numpy(
-                    value[shifted(number, tags)] if name != spoiled else np.full_like(shifted(number, tags), 9)
-                ),
-            )
+            mask = value[shifted(number, tags)]
+            masks.finish(name, torch.from_numpy(np.full_like(mask, 9) if name == spoiled else mask))
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in OTHER))
     return folder
 
