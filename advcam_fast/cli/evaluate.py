@@ -17,39 +17,54 @@ from advcam_fast.errors import UsageError
 from advcam_fast.pipelines import evaluate as evaluating
 from advcam_fast.pipelines.evaluate_instances import instance_figures
 from advcam_fast.pipelines.evaluation_files import write_comparison, write_evaluation
-from advcam_fast.pipelines.judged_run import JudgedRun
-from advcam_fast.store import RunFolder
+from advcam_fast.pipelines.judged_run import JudgedMasks, JudgedRun
+from advcam_fast.store import MaskFolder, RunFolder
 
 
 @app.command(epilog="Example: advcam-fast evaluate --run run --boxes")
 def evaluate(
-    run: Annotated[list[Path], typer.Option(help="A run folder of `label`; two or more are compared with the first.")],
+    run: Annotated[
+        list[Path] | None, typer.Option(help="A run folder of `label`; two or more are compared with the first.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help=f"{AVAILABLE}; by default where `label` found the images.")] = None,
     boxes: Annotated[bool, typer.Option("--boxes", help="MaxBoxAcc, V2, Top-1/5 and GT-known Loc by boxes.")] = False,
     pixels: Annotated[bool, typer.Option("--pixels", help="PxAP, by masks.")] = False,
-    masks: Annotated[Path | None, typer.Option(help="A folder of `refine`; by default RUN/masks where it is.")] = None,
+    masks: Annotated[Path | None, typer.Option(help="By default RUN/masks. Without --run: these alone.")] = None,
     thresholds: Annotated[str | None, typer.Option(help="Of maps, by commas; by default 0, .01 ... .99.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure maps and masks of a run: mIoU at every threshold, by class, by object size, and boxes."""
+    """Measure maps and masks of a run: mIoU at every threshold, by class, by object size, and boxes.
+
+    Masks alone, what train-segmenter predicts say: --masks FOLDER without --run.
+    """
+    run, limits = run or [], _parsed(thresholds)
     if len(set(run)) != len(run) or (masks is not None and len(run) > 1):
         raise UsageError("--run: wanted are different runs, and --masks with one run only")
-    dataset = open_dataset(images_of(RunFolder.read(run[0]), data))
-    wanted = evaluating.choose(dataset, boxes, pixels, _parsed(thresholds))
-    judged = [JudgedRun(path, dataset, masks) for path in run]
+    judged: list[JudgedRun] | list[JudgedMasks]
+    if run:
+        dataset = open_dataset(images_of(RunFolder.read(run[0]), data))
+        wanted = evaluating.choose(dataset, boxes, pixels, limits)
+        judged = [JudgedRun(path, dataset, masks) for path in run]
+    elif masks is None or boxes or pixels:
+        raise UsageError("wanted is --run RUN, or for masks alone --masks FOLDER without --boxes and --pixels")
+    else:
+        dataset = open_dataset(images_of(MaskFolder.read(masks), data))
+        wanted = evaluating.choose_masks(dataset)
+        judged = [JudgedMasks(masks, dataset)]
     try:
         with bar("evaluating", len(dataset.items), 0, hidden=as_json) as advance:
             result = evaluating.evaluate(judged, dataset, wanted, advance)
     except KeyboardInterrupt:
         say("stopped; nothing was written")
         raise typer.Exit(130) from None
-    if len(run) == 1:
+    precision: dict[str, float] = {}
+    if len(judged) == 1 and isinstance(judged[0], JudgedRun):
         precision, without = instance_figures(judged[0], dataset, masks)
         result.failures += [pair for pair in without if pair not in result.failures]
     figures = evaluating.figures_of(result, dataset)
-    if len(run) == 1 and precision:
+    if precision:
         figures["runs"][0]["instances"] = precision
-    file = write_evaluation(result, figures, dataset) if len(run) == 1 else write_comparison(result, figures)
+    file = write_evaluation(result, figures, dataset) if len(judged) == 1 else write_comparison(result, figures)
     if as_json:
         print(json.dumps(figures), flush=True)
     else:
@@ -76,7 +91,8 @@ def _say(figures: dict[str, Any], file: Path) -> None:
     if len(figures["failures"]) > 20:
         say(f"and {len(figures['failures']) - 20} more, see {file}")
     for run in figures["runs"]:
-        say(f"{run['run']} ({run['preset'] or 'no preset'}, maps {run['maps']}), 95 % intervals:")
+        made = f" ({run['preset'] or 'no preset'}, maps {run['maps']})" if run["maps"] else ""
+        say(f"{run['run']}{made}, 95 % intervals:")
         console.print(_table(run))
     for entry in figures.get("differences", []):
         parts = {**entry.get("segmentation", {}), **entry.get("boxes", {})}

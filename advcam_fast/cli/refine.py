@@ -20,7 +20,7 @@ from advcam_fast.models import AffinityNet, load_affinity_net
 from advcam_fast.pipelines import label as labelling
 from advcam_fast.pipelines import refine as refining
 from advcam_fast.refine import REFINE_PRESETS, RefineConfig
-from advcam_fast.store import InstanceFolder, MaskFolder, RunFolder
+from advcam_fast.store import InstanceFolder, ItemFolder, MaskFolder, RunFolder
 
 
 @app.command(epilog="Example: advcam-fast refine --run run --preset color-walk")
@@ -77,8 +77,8 @@ def refine(
     report(summary, where, as_json, "masks")
 
 
-def images_of(run: RunFolder, data: str | None) -> str:
-    """The SPEC of a run's images: as given, else as the run remembers it."""
+def images_of(run: ItemFolder, data: str | None) -> str:
+    """The SPEC of a folder's images: as given, else as the folder remembers it."""
     spec = data or str(run.settings.get("data", ""))
     if not spec or spec == "demo":
         raise UsageError(f"{run.path}: it does not say where its images are: add --data {AVAILABLE}")

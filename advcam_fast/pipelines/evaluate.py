@@ -26,7 +26,7 @@ from advcam_fast.metrics.localization import (
     score_map,
 )
 from advcam_fast.metrics.segmentation import SIZES, ImageCounts, SegmentationMeter, count_maps, count_mask
-from advcam_fast.pipelines.judged_run import METHODS, JudgedRun, RunMaps
+from advcam_fast.pipelines.judged_run import JudgedMasks, JudgedRun, RunMaps
 from advcam_fast.pipelines.label import Progress
 from advcam_fast.pipelines.per_image import PerImage
 from advcam_fast.store import StoreError
@@ -34,6 +34,7 @@ from advcam_fast.store import StoreError
 PAPER_THRESHOLDS = tuple(step / 100 for step in range(15, 35))
 DEFAULT_THRESHOLDS = tuple(step / 100 for step in range(100))
 MASKS = "masks"
+Judged = JudgedRun | JudgedMasks
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,13 @@ def choose(dataset: Dataset, boxes: bool, pixels: bool, thresholds: tuple[float,
     return Wanted(masks, boxes or not masks, pixels, thresholds)
 
 
+def choose_masks(dataset: Dataset) -> Wanted:
+    """Masks alone; raises UsageError where the data has none."""
+    if not any(item.mask is not None for item in dataset.items):
+        raise UsageError(f"data {dataset.spec!r} has no masks to evaluate with")
+    return Wanted(True)
+
+
 class Measured(NamedTuple):
     """What one image adds to the meters of one run, by method."""
 
@@ -76,19 +84,19 @@ class Measured(NamedTuple):
 
 
 class RunMeters:
-    """The meters of one run."""
+    """The meters of one run; `names` of what is measured of it, what it is told by first."""
 
-    def __init__(self, run: JudgedRun, wanted: Wanted, class_names: Sequence[str]) -> None:
+    def __init__(self, run: Judged, wanted: Wanted, class_names: Sequence[str]) -> None:
         self.run = run
-        names = [*METHODS, *([MASKS] if run.masks else [])]
+        self.names = [*run.methods, *([MASKS] if run.masks else [])]
         steps = {MASKS: (0.0,)}
         self.segmentation = (
-            {name: SegmentationMeter(steps.get(name, wanted.thresholds), class_names) for name in names}
+            {name: SegmentationMeter(steps.get(name, wanted.thresholds), class_names) for name in self.names}
             if wanted.segmentation
             else {}
         )
-        self.boxes = {name: BoxMeter() for name in METHODS if wanted.boxes}
-        self.pixels = {name: PixelMeter() for name in METHODS if wanted.pixels}
+        self.boxes = {name: BoxMeter() for name in run.methods if wanted.boxes}
+        self.pixels = {name: PixelMeter() for name in run.methods if wanted.pixels}
 
     def add(self, number: int, measured: Measured) -> None:
         for name, counts in measured.segmentation.items():
@@ -110,19 +118,19 @@ class Evaluation:
     evaluated: int = 0
     without_truth: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)  # id, reason
-    per_image: PerImage = field(default_factory=PerImage)  # mean IoU of the first run's AdvCAM
+    per_image: PerImage = field(default_factory=PerImage)  # mean IoU of the first run
 
     def add(self, item: Item, found: list[Measured]) -> None:
         for meters, measured in zip(self.meters, found, strict=True):
             meters.add(self.evaluated, measured)
         self.evaluated += 1
-        counts = found[0].segmentation.get(METHODS[0])
+        counts = found[0].segmentation.get(self.meters[0].names[0])
         if counts is not None and len(counts.ious):
             self.per_image.add(item.id, counts.ious.mean(0))
 
 
 def evaluate(
-    runs: Sequence[JudgedRun],
+    runs: Sequence[Judged],
     dataset: Dataset,
     wanted: Wanted,
     report: Callable[[Progress], None] = lambda _: None,
@@ -134,7 +142,10 @@ def evaluate(
     """
     for run in runs:
         if not any(item.id in run.labels for item in dataset.items):
-            raise UsageError(f"{run.path}: it has maps of none of the {len(dataset.items)} images of {dataset.spec!r}")
+            made = "maps" if run.methods else "masks"
+            raise UsageError(
+                f"{run.path}: it has {made} of none of the {len(dataset.items)} images of {dataset.spec!r}"
+            )
     result = Evaluation([RunMeters(run, wanted, dataset.class_names or ()) for run in runs], wanted)
     reasons: Counter[str] = Counter()
 
@@ -191,7 +202,7 @@ def _in_order(
         yield item, future.result()
 
 
-def _measure(item: Item, run: JudgedRun, wanted: Wanted) -> Measured:
+def _measure(item: Item, run: Judged, wanted: Wanted) -> Measured:
     """Raises ImageError, StoreError or ValueError with the reason why there is nothing to measure."""
     if item.problem:
         raise ImageError(item.problem)
@@ -203,18 +214,18 @@ def _measure(item: Item, run: JudgedRun, wanted: Wanted) -> Measured:
         if most > run.class_count:
             raise ImageError(f"its mask holds the value {most}, the data has {run.class_count} classes")
         thresholds = torch.tensor(wanted.thresholds, dtype=torch.float64)
-        for method in METHODS:
+        for method in run.methods:
             measured.segmentation[method] = count_maps(maps.full[method], maps.classes, truth, thresholds)
         if run.masks:
             measured.segmentation[MASKS] = count_mask(run.read_mask(item, maps), truth)
-    if wanted.boxes or wanted.pixels:
-        scores = {method: [score_map(one) for one in maps.full[method]] for method in METHODS}
+    if isinstance(run, JudgedRun) and (wanted.boxes or wanted.pixels):
+        scores = {method: [score_map(one) for one in maps.full[method]] for method in run.methods}
         if wanted.boxes and item.boxes != ():
             measured.boxes.update(_measure_boxes(item, run, maps, scores))
         if wanted.pixels and item.mask is not None:
             truth = read_truth(item, (SIDE, SIDE), resized=True)
             inside = [torch.where(truth == 255, 255, (truth == c + 1).to(torch.uint8)) for c in maps.classes]
-            for method in METHODS:
+            for method in run.methods:
                 measured.pixels[method] = [
                     pixel_histograms(one, own) for one, own in zip(scores[method], inside, strict=True)
                 ]
@@ -228,10 +239,10 @@ def _measure_boxes(
     truth: dict[int, list[tuple[int, ...]]] = {}
     for box in read_boxes(item, maps.size):
         truth.setdefault(run.class_of(box.label), []).append(scaled_box(box[1:], *maps.size))
-    found: dict[str, list[tuple[LevelOverlaps | None, int | None]]] = {method: [] for method in METHODS}
+    found: dict[str, list[tuple[LevelOverlaps | None, int | None]]] = {method: [] for method in run.methods}
     for number, boxes in truth.items():
         at = maps.classes.index(number) if number in maps.classes else None
-        for method in METHODS:
+        for method in run.methods:
             overlaps = overlaps_by_level(scores[method][at], boxes) if at is not None else None
             found[method].append((overlaps, at if run.predicted is not None else None))
     return found
@@ -246,7 +257,9 @@ def run_figures(result: Evaluation, meters: RunMeters, weights: Tensor) -> dict[
             name: meter.summary(weights, wanted.presets() if name != MASKS else {"ours": None})
             for name, meter in meters.segmentation.items()
         }
-        figures["segmentation"] = {**parts, "gain": difference(meters, meters, weights, wanted, ("advcam", "cam"))}
+        figures["segmentation"] = parts
+        if meters.run.methods:
+            parts["gain"] = difference(meters, meters, weights, wanted, ("advcam", "cam"))
     if wanted.boxes:
         predicted = meters.run.predicted
         parts = {name: meter.summary(weights, predicted) for name, meter in meters.boxes.items()}

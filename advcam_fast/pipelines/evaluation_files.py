@@ -14,8 +14,7 @@ import torch
 
 from advcam_fast.data import Dataset, ImageError, Item, read_image, read_truth
 from advcam_fast.metrics.segmentation import SIZES
-from advcam_fast.pipelines.evaluate import Evaluation
-from advcam_fast.pipelines.judged_run import JudgedRun
+from advcam_fast.pipelines.evaluate import Evaluation, Judged
 from advcam_fast.report.overlay import overlay, sheet
 from advcam_fast.report.plots import class_plot, curve_plot, group_plot
 from advcam_fast.store.files import write_whole
@@ -27,13 +26,13 @@ _SHOWN = {"advcam": "AdvCAM", "cam": "CAM", "masks": "masks"}
 
 
 def write_evaluation(result: Evaluation, figures: dict[str, Any], dataset: Dataset) -> Path:
-    """Writes RUN/metrics.json and the pictures in RUN/evaluation; returns the former's path."""
+    """Writes metrics.json and the pictures in evaluation/ of the run, or of the masks; returns the former's path."""
     run = result.meters[0].run
     figures = {**{key: value for key, value in figures.items() if key != "runs"}, **figures["runs"][0]}
     if "segmentation" in figures:
         parts = {_SHOWN[name]: part for name, part in figures["segmentation"].items() if name in _SHOWN}
         _plot_segmentation(run.path / FOLDER, parts)
-        step = result.meters[0].segmentation["advcam"].best()  # one threshold for the set
+        step = result.meters[0].segmentation[result.meters[0].names[0]].best()  # one threshold for the set
         lines = (json.dumps({"id": item_id, "iou": round(iou, 6)}) + "\n" for item_id, iou in result.per_image.at(step))
         _write(run.path / PER_IMAGE_FILE, "".join(lines).encode())
         items = {item.id: item for item in dataset.items}
@@ -59,7 +58,8 @@ def write_comparison(result: Evaluation, figures: dict[str, Any]) -> Path:
 
 def _plot_segmentation(folder: Path, parts: dict[str, dict[str, Any]]) -> None:
     curves = {name: (part["thresholds"], part["miou"]) for name, part in parts.items() if len(part["thresholds"]) > 1}
-    _write(folder / "curve.png", curve_plot(curves, "threshold", "mIoU"))
+    if curves:
+        _write(folder / "curve.png", curve_plot(curves, "threshold", "mIoU"))
     names = [*next(iter(parts.values()))["by_class"]]
     by_class = {name: [own["iou"] for own in part["by_class"].values()] for name, part in parts.items()}
     _write(folder / "by_class.png", class_plot(names, by_class, "IoU"))
@@ -73,9 +73,9 @@ def _plot_segmentation(folder: Path, parts: dict[str, dict[str, Any]]) -> None:
         _write(folder / "by_size.png", group_plot(labels, by_size, "mean IoU of the objects"))
 
 
-def _examples(run: JudgedRun, chosen: Sequence[tuple[Item, float]]) -> bytes | None:
-    """Photo, truth, CAM and AdvCAM of some images; those whose photo cannot be read are left out."""
-    rows = []
+def _examples(run: Judged, chosen: Sequence[tuple[Item, float]]) -> bytes | None:
+    """Photo, truth, CAM and AdvCAM, or mask, of some images; those whose photo cannot be read are left out."""
+    rows, shown = [], run.methods[::-1] or ("mask",)
     for item, score in chosen:
         maps = run.read(item)
         try:
@@ -86,16 +86,17 @@ def _examples(run: JudgedRun, chosen: Sequence[tuple[Item, float]]) -> bytes | N
             continue
         truth = read_truth(item, maps.size)
         heats = [((truth > 0) & (truth < 255)).float()]
-        heats += [
-            maps.full[name].amax(0) if len(maps.classes) else torch.zeros(maps.size) for name in ("cam", "advcam")
-        ]
+        if maps.mask is not None:
+            heats.append((maps.mask > 0).float())
+        for name in run.methods[::-1]:
+            heats.append(maps.full[name].amax(0) if len(maps.classes) else torch.zeros(maps.size))
         rows.append(
             (f"{item.id} {score:.2f}", [photo, *(overlay(photo, np.clip(heat.numpy(), 0, 1)) for heat in heats)])
         )
     if not rows:
         return None
     buffer = io.BytesIO()
-    sheet(rows, ["photo", "truth", "CAM", "AdvCAM"]).save(buffer, "PNG")
+    sheet(rows, ["photo", "truth", *(_SHOWN.get(name, name) for name in shown)]).save(buffer, "PNG")
     return buffer.getvalue()
 
 

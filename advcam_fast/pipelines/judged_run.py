@@ -1,4 +1,4 @@
-"""A run that is evaluated: its maps at full size, its masks, and which class of the data each of its labels is."""
+"""What is evaluated: a run, its maps at full size and its masks in the classes of the data, or masks alone."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from advcam_fast import ops
 from advcam_fast.climb.plan import padded_size
 from advcam_fast.data import Dataset, ImageError, Item
 from advcam_fast.data.labels import ClassNames
+from advcam_fast.data.text_files import read_lines
 from advcam_fast.errors import UsageError
 from advcam_fast.pipelines.refine import CLASSES_FILE
+from advcam_fast.pipelines.train_segmenter import UNSURE, value_table
 from advcam_fast.store import MaskFolder, RunFolder
-
-METHODS = ("advcam", "cam")
 
 
 class RunMaps(NamedTuple):
-    """The maps of an image: the class of the data of each, and by method [n, H, W]."""
+    """The maps of an image: the class of the data of each, and by method [n, H, W]; of masks alone, the mask."""
 
     labels: tuple[str, ...]
     classes: list[int]
     full: dict[str, Tensor]
     size: tuple[int, int]
+    mask: Tensor | None = None
 
 
 class JudgedRun:
@@ -33,6 +34,8 @@ class JudgedRun:
 
     predicted: how many classes an image its model chose, best first; None where the data's tags were given.
     """
+
+    methods: tuple[str, ...] = ("advcam", "cam")
 
     def __init__(self, path: Path, dataset: Dataset, masks: Path | None = None) -> None:
         self.path = path
@@ -115,6 +118,42 @@ class JudgedRun:
         if len(own) > 1:
             raise ImageError(f"the map of {label!r} stands for {' and '.join(own)} alike")
         return self.class_of(own[0] if own else label)
+
+
+class JudgedMasks:
+    """A folder of masks by itself, what `train-segmenter` predicts say; raises UsageError where it is none."""
+
+    methods: tuple[str, ...] = ()
+    predicted = None
+
+    def __init__(self, path: Path, dataset: Dataset) -> None:
+        self.path, self.masks = path, MaskFolder.read(path)
+        self.labels = {record.id: record.labels for record in self.masks.records() if record.status == "ok"}
+        self._reasons = {record.id: record.reason for record in self.masks.records() if record.status == "failed"}
+        self.class_count = len(dataset.class_names or ())
+        self._values = value_table(read_lines(path / CLASSES_FILE), dataset.class_names or ())
+
+    def facts(self, dataset: Dataset) -> dict[str, Any]:
+        """What the figures belong to."""
+        known = {item.id for item in dataset.items}
+        missing = len([item_id for item_id in self.labels if item_id not in known])
+        return {"run": str(self.path), "preset": "", "maps": None, "masks": str(self.path), "not_in_the_data": missing}
+
+    def read(self, item: Item) -> RunMaps:
+        """No maps, but the mask; raises ImageError or StoreError with the reason why there is none."""
+        if item.id not in self.labels:
+            raise ImageError(f"no mask in {self.path}: {self._reasons.get(item.id) or 'it is not in the folder'}")
+        mask = self.masks.read_mask(item.id)
+        known = self._values[mask.long()]
+        strange = mask[(known == UNSURE) & (mask != UNSURE)]
+        if len(strange):
+            raise ImageError(f"its mask holds {int(strange.max())}, which is none of its folder's classes")
+        return RunMaps((), [], {}, (int(mask.shape[0]), int(mask.shape[1])), known)
+
+    def read_mask(self, item: Item, maps: RunMaps) -> Tensor:
+        """uint8 [H, W] in the classes of the data: 0 background, v > 0 class v - 1, 255 none."""
+        assert maps.mask is not None, item.id
+        return maps.mask
 
 
 def _enlarged(stored: dict[str, Tensor], size: tuple[int, int]) -> Tensor:

@@ -106,8 +106,8 @@ def masked_images(dataset: Dataset, masks: Path | None, true_masks: Path | None)
         raise UsageError(f"data {dataset.spec!r} names no classes")
     if len(names) > MOST_CLASSES:
         raise UsageError(f"data {dataset.spec!r}: {len(names)} classes, a mask of 8 bits holds {MOST_CLASSES} at most")
-    pseudo = None if theirs is None else _table(theirs, names)
-    own = _table(names, names)
+    pseudo = None if theirs is None else value_table(theirs, names)
+    own = value_table(names, names)
     true_ids = _listed(dataset, true_masks) if true_masks is not None else frozenset[str]()
     pairs = []
     for item in dataset.items:
@@ -131,8 +131,11 @@ def _folder_classes(folder: Path, dataset: Dataset) -> tuple[str, ...]:
     return dataset.class_names
 
 
-def _table(theirs: Sequence[str], names: Sequence[str]) -> Tensor:
-    """What each value of a mask of `theirs` is in a mask of `names`."""
+def value_table(theirs: Sequence[str], names: Sequence[str]) -> Tensor:
+    """What each value of a mask of the classes `theirs` is in a mask of `names`: uint8 [256], 255 for none.
+
+    Raises UsageError for a class that is none of `names`.
+    """
     values = torch.full((256,), UNSURE, dtype=torch.uint8)
     values[0] = 0
     index_of = match_labels(theirs, names)

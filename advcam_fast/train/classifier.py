@@ -172,8 +172,9 @@ class _Training(Training):
         with autocast(self.device, self.config):
             logits = self.learner(images)
         losses = self._losses(logits.float(), classes)
-        loss = (losses * weights).sum() / weights.sum().clamp(min=1)
-        number = float(loss.detach())
+        # Gradients are averaged over the processes, of which one may have more images that could be read.
+        loss = (losses * weights).sum() / self.team.mean(weights.sum()).clamp(min=1 / self.team.processes)
+        number = float(self.team.mean(loss))
         self.check(number, self.config.rate * share)
         self.optimizer.zero_grad()
         loss.backward()

@@ -88,7 +88,7 @@ class Views(Dataset[View]):
         if draw.random() < 0.5 and config.mirror:
             image = image.flip(-1)
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the process's own numbers
-            torch.manual_seed(int(draw.integers(2**63)))
+            torch.default_generator.manual_seed(int(draw.integers(2**63)))  # manual_seed costs 0.2 ms
             for transform in self._augment:
                 image = transform(image)
         top, left = (crop_start(draw, size - config.crop) for size in image.shape[1:])

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
@@ -42,6 +42,13 @@ class Team:
         values: list[Any] = [None] * self.processes
         dist.all_gather_object(values, value)
         return values
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a float tensor over the processes, without a gradient."""
+        total = value.detach().clone()
+        if self.processes > 1:
+            dist.all_reduce(total)
+        return total / self.processes
 
     def learner(self, module: nn.Module, device: torch.device) -> nn.Module:
         """The module, its gradients averaged over the processes."""

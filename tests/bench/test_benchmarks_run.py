@@ -61,6 +61,16 @@ def test_end_to_end_benchmark(tmp_path: Path) -> None:
     assert after["ratio"] == report["ratio"], "what was not measured stays"
 
 
+def test_throughput_benchmark(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    small = ["--images", "4", "--side", "32", "--batch", "2", "--rounds", "1", "--out", str(out)]
+    done = run("benchmarks/throughput.py", *small)
+    assert done.returncode == 0, done.stderr[-4000:]
+    report = json.loads(out.read_text())
+    rows = {f"{what}, {source}" for what in ("reading", "judging", "training") for source in ("folder", "shards")}
+    assert rows <= set(report) and all(report[row]["ours, images/s"] > 0 for row in rows)
+
+
 @pytest.fixture(scope="module")
 def gpu_report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
     out = tmp_path_factory.mktemp("gpu") / "gpu.json"

@@ -69,6 +69,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(options: tuple[object, ...],
     wait_for(out, 5)
     for rank in ranks:
         rank.send(signal.SIGKILL)
+    for rank in ranks:
         rank.end()
     before = finished(out)
     assert 5 <= len(before) < COUNT - 1

@@ -11,7 +11,6 @@ from command_line import FAST, Command, Ended, finished, map_files, save_list, w
 from advcam_fast.errors import UsageError
 from advcam_fast.pipelines.recipe import Step, read_recipe
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = """
 [[step]]
 verb = "label"
@@ -47,14 +46,14 @@ def test_a_chain_that_is_stopped_goes_on_and_leaves_out_what_is_done(
         ended = run("run", recipe, "--out", out, "--json")
     assert ended.code == 0, ended.err
     label, masks = ended.json()
-    assert (label["step"], label["summary"]["ok"]) == ("label", 60)
+    assert (label["step"], label["summary"]["ok"], label["images"]) == ("label", 60, "60 of 60")
     assert (masks["step"], masks["summary"]["ok"]) == ("masks", 60)
     assert len(map_files(out / "run")) == 60 and len(list((out / "run" / "masks").glob("*.png"))) == 60
     before = finished(out / "run")
 
     again = run("run", recipe, "--out", out)
     assert again.code == 0 and "step 1" not in again.err
-    assert all(word in again.err for word in ("label", "masks", "seconds", "ok 60"))
+    assert all(word in again.err for word in ("label", "masks", "seconds", "figures", "60 of 60"))
 
     (tmp_path / "photos" / "0.png").unlink()
     recipe.write_text(recipe.read_text().replace('name = "masks"', 'preset = "crf"\nout = "{out}/crf"'))
@@ -75,6 +74,8 @@ def test_a_step_that_ends_badly_ends_the_chain(run: Callable[..., Ended], recipe
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("step = []\npaths = 3", "wanted are [[step]] tables"),
+        ("[[step]]\nverb = 'label'\ndata = 'voc:{data}'", "step 1: data has {data}, there are {out}, {recipe}"),
         ("a = 1", "wanted are [[step]] tables"),
         ("", "wanted are [[step]] tables"),
         ("[step]\nverb = 'label'", "wanted are [[step]] tables"),
@@ -99,7 +100,55 @@ def test_options_of_every_kind(tmp_path: Path) -> None:
     assert read_recipe(file, tmp_path / "o", ["label"]) == [Step("label", wanted)]
 
 
-def test_the_tiny_recipe_can_be_read(tmp_path: Path) -> None:
-    verbs = ["demo", "label", "refine", "train-affinity"]
-    steps = read_recipe(ROOT / "recipes" / "tiny.toml", tmp_path, verbs)
-    assert [step.arguments[0] for step in steps] == ["demo", "label", "refine", "train-affinity", "refine"]
+PATHS = """
+[paths]
+data = "the folder of photos"
+[[step]]
+name = "maps"
+verb = "label"
+data = "folder:{data}"
+top_k = 2
+full = true
+set = ["a=1"]
+out = "{out}/run"
+"""
+
+
+def test_paths_and_changes_of_a_step(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(PATHS)
+    settings = [f"data={tmp_path}", "maps.top-k=5", "maps.set=b=2", "maps.full=false", "maps.device=cuda:1"]
+    wanted = ("label", "--data", f"folder:{tmp_path}", "--top-k", "5", "--set", "a=1", "--set", "b=2")
+    wanted += ("--out", f"{tmp_path}/o/run", "--device", "cuda:1")
+    assert read_recipe(file, tmp_path / "o", ["label"], settings) == [Step("maps", wanted)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ((), "recipe.toml needs data: the folder of photos; add --set data=PATH"),
+        (("data=nowhere",), "--set data=nowhere: nothing is there; wanted is the folder of photos"),
+        (("data=.", "images=."), "--set images=...: "),
+        (("data=.", "mapz.top_k=3"), "has no step 'mapz', there are maps"),
+        (("data",), "--set 'data': wanted is NAME=PATH or STEP.OPTION=VALUE"),
+        (("data=.", "maps.top_kk=3"), "step 1, maps: No such option: --top-kk"),
+        (("data=.", "maps.top_k=many"), "step 1, maps: Invalid value for '--top-k'"),
+        (("data=.",), "step 1, maps: Missing option '--model'"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_first_step(
+    run: Callable[..., Ended], tmp_path: Path, settings: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "recipe.toml").write_text(PATHS)
+    given = [part for setting in settings for part in ("--set", setting)]
+    ended = run("run", tmp_path / "recipe.toml", "--out", tmp_path / "out", *given)
+    assert ended.code == 2 and said in ended.error
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_commands_of_a_recipe(run: Callable[..., Ended], tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(PATHS)
+    given = ("--set", "data=.", "--set", "maps.model=squeezenet1_1", "--check")
+    ended = run("run", tmp_path / "recipe.toml", "--out", "a b", *given)
+    said = "advcam-fast label --data folder:. --top-k 2 --full --set a=1 --out 'a b/run' --model squeezenet1_1\n"
+    assert (ended.code, ended.out) == (0, said)

@@ -5,23 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from layouts import save_mask, write
 
 from advcam_fast.data import ImageError, open_dataset, read_boxes, read_truth
 from advcam_fast.data.dataset import Box
 from advcam_fast.data.truth import nearest
 from advcam_fast.errors import UsageError
-
-
-def write(folder: Path, files: dict[str, str]) -> None:
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-
-
-def save_mask(file: Path, values: list[list[int]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.array(values, np.uint8)).save(file)
 
 
 def save_wsol(folder: Path, name: str, split: str = "test") -> None:

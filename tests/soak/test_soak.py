@@ -51,7 +51,7 @@ def test_nothing_is_kept_of_an_image(photos_and_network: tuple[str, Path], tmp_p
     seen: dict[int, tuple[int, int, int]] = {}
 
     def look(progress: Progress) -> None:
-        if progress.done in (100, 300):
+        if progress.done in (100, 290):  # at the last one the list of what is to do goes, which hides what was kept
             gc.collect()
             alive = gc.get_objects()
             tensors = sum(issubclass(type(thing), torch.Tensor) for thing in alive)
@@ -60,10 +60,10 @@ def test_nothing_is_kept_of_an_image(photos_and_network: tuple[str, Path], tmp_p
     with RunFolder.open(tmp_path / "run", {}) as run:
         label_dataset(dataset, Labeller(maker, LabelRule(), {"cat": 0, "dog": 1}), run, report=look)
     assert run.counts() == {"ok": 300, "failed": 0}
-    tensors, objects, memory = (after - before for before, after in zip(seen[100], seen[300], strict=True))
-    assert tensors <= 2, f"{tensors} tensors more are alive after 200 images"
-    assert objects < 100, f"{objects} objects more are alive after 200 images"
-    assert memory < 200 * 40_000, f"{memory / 200:.0f} bytes of memory for each image"
+    tensors, objects, memory = (after - before for before, after in zip(seen[100], seen[290], strict=True))
+    assert tensors <= 2, f"{tensors} tensors more are alive after 190 images"
+    assert objects < 100, f"{objects} objects more are alive after 190 images"
+    assert memory < 190 * 40_000, f"{memory / 190:.0f} bytes of memory for each image"
 
 
 def worked(process: int) -> float:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections import OrderedDict
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,10 @@ CONFIG = ClassifierConfig(
     ema=0.5,
     batch_norm="trained",
 )
+
+# A batch cut in parts is learned as the whole one: no statistics of the parts, no rounding that is enlarged.
+TOGETHER = replace(CONFIG, optimizer="sgd", rate=0.3, head_rate=0.3, batch_norm="frozen", color=False)
+BROKEN = 3
 
 
 def toy_net(seed: int = 0) -> TrainableClassifier:
@@ -65,7 +70,9 @@ class Squares:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with joined_team(torch.device("cpu")) as team:
-        data = Squares(die_after=int(sys.argv[2]), broken=3 if team.processes > 1 else None)
-        done = train_classifier(toy_net(), data, CLASSES, sys.argv[1], CONFIG, judge=Squares(5), resume=True, team=team)
+        several = team.processes > 1
+        data = Squares(die_after=int(sys.argv[2]), broken=BROKEN if several else None)
+        how, config = {"judge": Squares(5), "resume": True, "team": team}, TOGETHER if several else CONFIG
+        done = train_classifier(toy_net(), data, CLASSES, sys.argv[1], config, **how)  # type: ignore[arg-type]
         # In one write: print's pieces of two processes come mixed where Python's output has no buffer.
         sys.stdout.write(f"{team.rank} {done.problems} {done.score}\n")

@@ -16,8 +16,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tolerances import close
 from torch import nn
-from train.classifier_toy import CLASSES, CONFIG, Squares, toy_net
+from train.classifier_toy import BROKEN, CLASSES, CONFIG, TOGETHER, Squares, toy_net
 
 from advcam_fast.errors import StoppedError, UsageError
 from advcam_fast.models import TrainableClassifier
@@ -100,7 +101,7 @@ def test_workers_and_checkpoints_change_no_bit(tmp_path: Path, done: TrainedClas
 
 
 def test_two_processes_train_one_network(tmp_path: Path) -> None:
-    """The parts of a batch are averaged: as one process learns it, but for BatchNorm's own statistics."""
+    """The parts of a batch are averaged: as one process learns it, an image that cannot be read among them."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launch, "-m", "train.classifier_toy", str(tmp_path), "-1"]
     ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
@@ -108,10 +109,20 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     said = sorted(line for line in ended.stdout.splitlines() if line)
     assert [line[2:] for line in said] == [said[0][2:]] * 2 and said[0].startswith("0 {3: '3.png: the file is empty'}")
     assert [line["step"] for line in lines(tmp_path) if "loss" in line] == [0, 1, 2, 3, 4, 5]
+    alone, data = tmp_path / "alone", Squares(broken=BROKEN)
+    one = train_classifier(toy_net(), data, CLASSES, alone, TOGETHER, judge=Squares(5))
+    weights, both = load_file(one.weights), load_file(tmp_path / "weights.safetensors")
+    began = toy_net().network.state_dict()
+    for key, weight in weights.items():
+        if weight.is_floating_point():
+            close(both[key], weight)
+            assert "running" in key or float((weight - began[key]).abs().max()) > 1e-2, "nothing was learned"
+    losses = [[line["loss"] for line in lines(folder) if "loss" in line] for folder in (alone, tmp_path)]
+    close(torch.tensor(losses[1]), torch.tensor(losses[0]))
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert state["settings"]["processes"] == 2
     with pytest.raises(UsageError, match="was begun with processes = 2, now 1"):
-        train_classifier(toy_net(), Squares(), CLASSES, tmp_path, CONFIG, judge=Squares(5), resume=True)
+        train_classifier(toy_net(), data, CLASSES, tmp_path, TOGETHER, judge=Squares(5), resume=True)
 
 
 def test_the_log_and_what_the_weights_say(done: TrainedClassifier) -> None:
