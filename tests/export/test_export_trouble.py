@@ -133,6 +133,16 @@ def test_names_with_dots_stay_apart(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out" / "fiftyone" / "data").iterdir()) == ["x.1.png", "x.2.png"]
 
 
+def test_yolo_labels_are_found_by_the_last_folder_called_images(tmp_path: Path) -> None:
+    files = ["images/x.png", "a/images/labels/y.1.png", "images.png", "train/images.d/z.png"]
+    sample = make_run(tmp_path, [(file, HOSTILE[:1], (12, 9)) for file in files])
+    assert export(sample, tmp_path / "out", "yolo") == []
+    photos = [str(path) for path in (tmp_path / "out" / "yolo" / "images").rglob("*.png")]
+    labels = [Path("/labels/".join(path.rsplit("/images/", 1)).rpartition(".")[0] + ".txt") for path in photos]
+    assert len(set(labels)) == len(files)
+    assert all(label.read_text() for label in labels)
+
+
 def test_format_names() -> None:
     assert parse_formats("voc, coco,voc") == ["voc", "coco"]
     for text in ("", ",", "voc,kitti"):
@@ -151,7 +161,7 @@ def test_names_of_files_are_plain_and_different() -> None:
 
 
 def test_map_labels_hold_no_colon_and_stay_different() -> None:
-    names = ["a:b", "a%3Ab", "#a", "%23a", "background", "%62ackground", "x\ny"]
-    safe = [map_label(name) for name in names]
+    names = ["a:b", "a%3Ab", "#a", "%23a", "background", "%62ackground", "x\ny", "y", " y", "y\u00a0"]
+    safe = [map_label(name).strip() for name in names]
     assert len(set(safe)) == len(names)
     assert not any(set(name) & set(":\n") or name.startswith("#") for name in safe)
