@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from advcam_fast.data import Dataset, ImageError, TarMember, read_image
+from advcam_fast.data import AVAILABLE, Dataset, ImageError, TarMember, read_image
 from advcam_fast.errors import UsageError, first_line
 from advcam_fast.models import AffinityNet
 from advcam_fast.pipelines.label import NO_LABELS, Progress
@@ -18,6 +18,14 @@ from advcam_fast.store import MOST_CLASSES, InstanceFolder, MaskFolder, Record, 
 
 CLASSES_FILE = "classes.txt"
 ONLY_BACKGROUND = "only_background"
+
+
+def images_of(run: RunFolder, data: str | None) -> str:
+    """The SPEC of a run's images: as given, else as the run remembers it."""
+    spec = data or str(run.settings.get("data", ""))
+    if not spec or spec == "demo":
+        raise UsageError(f"{run.path}: it does not say where its images are: add --data {AVAILABLE}")
+    return spec
 
 
 def run_classes(run: RunFolder) -> list[str]:

@@ -26,10 +26,8 @@ def tool(package: str, module: str) -> Any:
 def test_ultralytics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
     data = tool("ultralytics", "ultralytics.data")
-    images = [
-        ("images/x.1.png", HOSTILE[:2], (36, 30)),
-        *(row for row in IMAGES if min(row[2]) >= 10),
-    ]  # it takes no less
+    large = [row for row in IMAGES if min(row[2]) >= 10]  # it takes no other
+    images = [("images/x.1.png", HOSTILE[:2], (36, 30)), *large]
     sample = make_run(tmp_path, images)
     assert export(sample, tmp_path / "out", "yolo") == []
     facts = data.utils.check_det_dataset(str(tmp_path / "out" / "yolo" / "data.yaml"), autodownload=False)
@@ -68,9 +66,8 @@ def test_datumaro_reads_voc(sample: SampleRun, copied: Path) -> None:
 @pytest.mark.parametrize("kind", ["rle", "polygons"])
 def test_datumaro_reads_coco(sample: SampleRun, copied: Path, kind: str) -> None:
     datumaro = tool("datumaro", "datumaro")
-    read = datumaro.Dataset.import_from(
-        str(copied / "coco" / "annotations" / f"instances_{kind}.json"), "coco_instances"
-    )
+    file = copied / "coco" / "annotations" / f"instances_{kind}.json"
+    read = datumaro.Dataset.import_from(str(file), "coco_instances")
     assert [label.name for label in next(iter(read.categories().values())).items] == sample.classes
     items = {item.id: item for item in read}
     assert sorted(items) == sorted(NAMES)
@@ -125,7 +122,7 @@ def test_fiftyones_importers(sample: SampleRun, exported: Path) -> None:
     with coco.COCODetectionDatasetImporter(**options) as read:
         for path, facts, label in read:
             item = IDS[NAMES.index(Path(path).relative_to(exported / "coco/images").with_suffix("").as_posix())]
-            objects = [one for one in label.detections] if label else []
+            objects = list(label.detections) if label else []
             assert all(0 < one.confidence <= 1 for one in objects)
             pixels = [(sample.classes.index(one.label), whole(one, facts.height, facts.width)) for one in objects]
             assert (painted(sample, item, pixels) == sample.masks[item]).all()
