@@ -44,6 +44,8 @@ def gradient_of(weight: Tensor, window: Window) -> Gradient:
     reach = _reach(weight, window)
     if window.stride == [1, 1] and all(p <= r for p, r in zip(window.padding, reach, strict=True)):
         return _Turned(weight, window)
+    if reach == window.padding == [0, 0] and window.groups == 1:
+        return _Sampled(weight, window)
     if (
         window.stride == [2, 2]
         and window.dilation == [1, 1]
@@ -125,6 +127,23 @@ class _Turned:
 
     def __call__(self, g: Tensor, size: torch.Size, into: Tensor | None) -> Tensor:
         return self.operator(g, into)
+
+
+class _Sampled:
+    """A kernel of one element with a stride: only every so many positions of x meet it."""
+
+    def __init__(self, weight: Tensor, window: Window) -> None:
+        self.stride = window.stride
+        self.turned = _Turned(weight, window._replace(stride=[1, 1]))
+
+    def __call__(self, g: Tensor, size: torch.Size, into: Tensor | None) -> Tensor:
+        found = self.turned(g, size, None)
+        if into is None:
+            into = torch.empty(size, dtype=g.dtype, device=g.device, memory_format=torch.channels_last).zero_()
+            into[:, :, :: self.stride[0], :: self.stride[1]] = found
+        else:
+            into[:, :, :: self.stride[0], :: self.stride[1]] += found
+        return into
 
 
 class _Spread:

@@ -1,8 +1,7 @@
 // dense_crf on a CPU. What is filtered is each label's probability less the last label's, one channel fewer than there
-// are labels: softmax looks at differences alone. A step goes over the pixels once: slice, softmax and the next splat
-// of a tile that stays in first-level cache. With several threads the splat waits for the softmax of all pixels and is
-// cut by the colours of the vertices, since a pixel has one vertex of each; a vertex then sums the same values in the
-// same order.
+// are labels: softmax looks at differences alone. A step goes over the patches once: slice from copies of the vertices,
+// softmax, and the splat into the copies; then over the vertices, which sum their copies, and along the chains. Nothing
+// is added to what another thread writes, so each value is summed in one order whatever the threads.
 #include "dense_crf.h"
 
 #include <algorithm>
@@ -15,29 +14,44 @@
 
 namespace advcam::cpu {
 namespace {
-constexpr int64_t kTilesOfJob = 32;
+// What one job takes on.
+constexpr int64_t kVerticesOfJob = 1024, kLinksOfJob = 4096;
 
-// A lattice as the filter sees it, with its normalisation.
 template <class T>
-struct Kernel {
-  int corners = 0;
-  int64_t stride = 0, vertices = 0;
-  const int32_t* vertex = nullptr;
-  const float* weight = nullptr;
-  const uint32_t* chains = nullptr;
-  T scale = 0;    // the kernel's weight and the constant of slicing
-  Array<T> norm;  // [pixels]
+void blur_axis(const Lattice<T>& lattice, int axis, int64_t job, int log_width, T* value) {
+  const uint32_t* chains = lattice.chain(axis);
+  const auto start = [&](int64_t place) {  // of the first chain that begins at this place or behind it
+    const uint32_t* at = chains + std::min(place, lattice.linked[axis]);
+    while (!(*at & kStart)) ++at;
+    return at;
+  };
+  Leaves<T>::blur[log_width](start(job * kLinksOfJob), start((job + 1) * kLinksOfJob), value);
+}
 
-  template <int d>
-  void look_at(const Lattice<d>& lattice, float kernel_weight) {
-    corners = d + 1, stride = lattice.stride, vertices = lattice.vertices;
-    vertex = lattice.vertex.get(), weight = lattice.weight.get(), chains = lattice.chains.get();
-    scale = T(kernel_weight) / (T(1) + T(1) / T(1 << d));
-  }
-  Corners at(int64_t pixel, int64_t colour = 0) const {
-    return {vertex + colour * stride + pixel, weight + colour * stride + pixel, stride};
-  }
+int64_t jobs_of(int64_t items, int64_t of_job) { return (items + of_job - 1) / of_job; }
+
+template <class T>
+Corners<T> corners_at(const Lattice<T>& lattice, int64_t patch, int64_t tile) {
+  const int64_t at = lattice.at(patch, tile);
+  return {lattice.corner.get() + at, lattice.weight.get() + at};
+}
+
+// What of a lattice's values a patch has.
+template <class T>
+struct Copies {
+  const int32_t* vertex;
+  int64_t count, first;
+  Copies(const Lattice<T>& l, int64_t patch)
+      : vertex(l.vertex.get() + l.copies[patch]),
+        count(l.copies[patch + 1] - l.copies[patch]),
+        first(l.copies[patch]) {}
 };
+
+template <class T>
+void gather_copies(const Lattice<T>& l, int64_t job, int log_width, const T* copies, T* value) {
+  const int64_t first = job * kVerticesOfJob, count = std::min(kVerticesOfJob, l.vertices - first);
+  Leaves<T>::gather[log_width](l.begin.get() + first, l.copy.get(), count, copies, value + (first << log_width));
+}
 
 // Channels that are filtered side by side.
 struct Block {
@@ -59,166 +73,202 @@ std::vector<Block> blocks_of(int64_t sets, int64_t labels) {
   return blocks;
 }
 
-// The values of one block at the vertices of one lattice: being read, and being summed.
+// A lattice and what its kernel multiplies with: the weight of the kernel and the constant of slicing. The
+// normalisation is in the weights of the pixels.
 template <class T>
-struct Values {
-  Array<T> now, next;
-  explicit Values(int64_t n) : now(n), next(n) {}
-};
+struct Kernel {
+  Lattice<T> lattice;
+  T scale = 0;
 
-template <class T>
-void blur_all(const Kernel<T>& kernel, int log_width, T* value, int threads) {
-  const int64_t parts = kernel.vertices > 4096 ? 4 * threads : 1;
-  for (int axis = 0; axis < kernel.corners; ++axis) {
-    const uint32_t* chains = kernel.chains + axis * (kernel.vertices + 1);
-    const auto start = [&](int64_t part) {  // of the first chain that begins in this part or behind it
-      const uint32_t* at = chains + kernel.vertices * part / parts;
-      while (!(*at & kStart)) ++at;
-      return at;
-    };
-    in_parallel(threads, parts, [&](int64_t part) { Leaves<T>::blur[log_width](start(part), start(part + 1), value); });
+  // Takes F(1)^-1/2 into the weights.
+  void normalise(const Patches& patches, float kernel_weight, int threads) {
+    const int corners = lattice.corners;
+    const bool small = corners == 3;
+    const T alpha = T(1) / (T(1) + T(1) / T(1 << (corners - 1)));
+    scale = T(kernel_weight) * alpha;
+    const Array<T> copies(lattice.copies.back()), value(lattice.vertices);
+    in_parallel(threads, patches.count, [&](int64_t p) {
+      const Copies<T> own(lattice, p);
+      T ones[kTile];
+      std::fill_n(ones, kTile, T(1));
+      std::fill_n(&copies[own.first], own.count, T(0));
+      for (int64_t t = 0; t < patches.tiles; ++t)
+        (small ? Leaves<T>::splat3 : Leaves<T>::splat6)[0](corners_at(lattice, p, t), ones, &copies[own.first]);
+    });
+    in_parallel(threads, jobs_of(lattice.vertices, kVerticesOfJob),
+                [&](int64_t job) { gather_copies(lattice, job, 0, copies.get(), value.get()); });
+    for (int axis = 0; axis < corners; ++axis)
+      in_parallel(threads, jobs_of(lattice.linked[axis], kLinksOfJob),
+                  [&](int64_t job) { blur_axis(lattice, axis, job, 0, value.get()); });
+    in_parallel(threads, patches.count, [&](int64_t p) {
+      const Copies<T> own(lattice, p);
+      Leaves<T>::fetch[0](own.vertex, own.count, value.get(), &copies[own.first]);
+      for (int64_t t = 0; t < patches.tiles; ++t) {
+        T norm[kTile] = {};
+        (small ? Leaves<T>::slice3 : Leaves<T>::slice6)[0](corners_at(lattice, p, t), alpha, &copies[own.first], norm);
+        for (T& f : norm) f = T(1) / std::sqrt(f + T(1e-20));
+        for (int c = 0; c < corners; ++c)
+          for (int n = 0; n < kTile; ++n) lattice.weight[lattice.at(p, t) + c * kTile + n] *= norm[n];
+      }
+    });
   }
-}
+};
 
 template <class T>
 class MeanField {
  public:
-  MeanField(const DenseCrf& c, std::vector<Kernel<T>>& kernels, int threads)
+  MeanField(const DenseCrf& c, const Patches& patches, const std::vector<const Kernel<T>*>& kernels, int threads)
       : c_(c),
+        patches_(patches),
         kernels_(kernels),
         threads_(threads),
         pixels_(c.height * c.width),
-        tiles_((pixels_ + kTile - 1) / kTile),
         rows_(c.sets * c.labels + 1),
-        blocks_(blocks_of(c.sets, c.labels)),
-        tile_rows_((threads > 1 ? tiles_ : 1) * rows_ * kTile) {}
-
-  // The normalisation of a kernel, F(1)^-1/2.
-  void add_norm(Kernel<T>& kernel) {
-    const Array<T> value(kernel.vertices), ones(pixels_);
-    std::fill_n(ones.get(), pixels_, T(1));
-    kernel.norm = Array<T>(pixels_);
-    filter_one(kernel, ones.get(), value.get(), kernel.norm.get());
-    for (int64_t i = 0; i < pixels_; ++i) kernel.norm[i] = T(1) / std::sqrt(kernel.norm[i] + T(1e-20));
+        blocks_(blocks_of(c.sets, c.labels)) {
+    for (const Kernel<T>* kernel : kernels_) {
+      for (const Block& block : blocks_) {
+        values_.emplace_back(kernel->lattice.vertices * block.width);
+        copies_.emplace_back(kernel->lattice.copies.back() * block.width);
+      }
+    }
   }
 
   bool run(const T* unary, T* out) {
-    for (const Kernel<T>& kernel : kernels_)
-      for (const Block& block : blocks_) values_.emplace_back(kernel.vertices * block.width);
-    std::vector<uint8_t> good((tiles_ + kTilesOfJob - 1) / kTilesOfJob, 1);
+    std::vector<uint8_t> good(patches_.count, 1);
     for (int64_t step = 0; step <= c_.steps; ++step) {
       const bool last = step == c_.steps;
-      if (step) blur_now();
-      if (!last) clear_next();
-      for_tiles([&](int64_t t) {
-        good[t / kTilesOfJob] &= update(t, step > 0, last, unary);
-        if (last) give(t, out);
-        if (!last && threads_ == 1) splat_tile(t);
+      if (step) gather(), blur();
+      in_parallel(threads_, patches_.count, [&](int64_t p) {
+        const Array<T> rows(rows_ * kTile), message(kMostChannels * kTile), padded(c_.labels * kTile);
+        std::fill_n(&rows[(rows_ - 1) * kTile], kTile, T(0));  // of no channel
+        std::vector<Array<T>> points;
+        for (const Block& block : blocks_) points.emplace_back(patches_.slots() * block.width);
+        if (step) fetch(p);
+        for (int64_t t = 0; t < patches_.tiles; ++t) {
+          if (step)
+            slice(p, t, rows.get(), message.get());
+          else
+            std::fill_n(rows.get(), rows_ * kTile, T(0));
+          good[p] &= update(p, t, last, unary, rows.get(), padded.get());
+          last ? give(p, t, rows.get(), out) : keep(t, rows.get(), points);
+        }
+        if (!last) splat(p, points);
       });
       if (std::find(good.begin(), good.end(), 0) != good.end()) return false;
-      if (!last && threads_ > 1) splat_all();
-      for (Values<T>& v : values_) std::swap(v.now, v.next);
     }
     return true;
   }
 
  private:
   const DenseCrf& c_;
-  std::vector<Kernel<T>>& kernels_;
+  const Patches& patches_;
+  const std::vector<const Kernel<T>*>& kernels_;
   const int threads_;
-  const int64_t pixels_, tiles_, rows_;
+  const int64_t pixels_, rows_;
   const std::vector<Block> blocks_;
-  std::vector<Values<T>> values_;  // [kernels, blocks]
-  const Array<T> tile_rows_;       // [tiles, rows, kTile], one tile if it stays in cache
+  std::vector<Array<T>> values_, copies_;  // [kernels, blocks] of [vertices, width] and [copies, width]
 
-  int count(int64_t tile) const { return static_cast<int>(std::min<int64_t>(kTile, pixels_ - tile * kTile)); }
-  template <class Each>
-  void for_tiles(const Each& each) const {
-    in_parallel(threads_, (tiles_ + kTilesOfJob - 1) / kTilesOfJob, [&](int64_t job) {
-      for (int64_t t = job * kTilesOfJob; t < std::min(tiles_, (job + 1) * kTilesOfJob); ++t) each(t);
-    });
-  }
-  T* tile_at(int64_t tile) const { return tile_rows_.get() + (threads_ > 1 ? tile * rows_ * kTile : 0); }
+  const Lattice<T>& lattice(size_t v) const { return kernels_[v / blocks_.size()]->lattice; }
+  const Block& block(size_t v) const { return blocks_[v % blocks_.size()]; }
+  T* copies(size_t v, int64_t patch) const { return &copies_[v][Copies<T>(lattice(v), patch).first * block(v).width]; }
 
-  void filter_one(const Kernel<T>& kernel, const T* ones, T* value, T* out) {
-    const bool small = kernel.corners == 3;
-    const T alpha = T(1) / (T(1) + T(1) / T(1 << (kernel.corners - 1)));
-    std::fill_n(value, kernel.vertices, T(0));
-    std::fill_n(out, pixels_, T(0));
-    for (int64_t t = 0; t < tiles_; ++t)
-      (small ? Leaves<T>::splat3 : Leaves<T>::splat6)[0](kernel.at(t * kTile), count(t), ones, &ones, value);
-    blur_all(kernel, 0, value, threads_);
-    for_tiles([&](int64_t t) {
-      T* row = out + t * kTile;
-      (small ? Leaves<T>::slice3 : Leaves<T>::slice6)[0](kernel.at(t * kTile), count(t), ones, alpha, value, &row);
-    });
+  // Calls each(values, job) for all values, as many jobs as count says for their lattice.
+  template <class Count, class Each>
+  void for_values(const Count& count, const Each& each) {
+    std::vector<std::pair<size_t, int64_t>> jobs;
+    for (size_t v = values_.size(); v-- > 0;)
+      for (int64_t job = 0; job < count(lattice(v)); ++job) jobs.emplace_back(v, job);
+    in_parallel(threads_, jobs.size(), [&](int64_t i) { each(jobs[i].first, jobs[i].second); });
   }
 
-  void blur_now() {
-    size_t v = 0;
-    for (const Kernel<T>& kernel : kernels_)
-      for (const Block& block : blocks_) blur_all(kernel, block.log_width, values_[v++].now.get(), threads_);
+  void gather() {
+    for_values([](const Lattice<T>& l) { return jobs_of(l.vertices, kVerticesOfJob); },
+               [&](size_t v, int64_t job) {
+                 gather_copies(lattice(v), job, block(v).log_width, copies_[v].get(), values_[v].get());
+               });
   }
 
-  void clear_next() {
-    size_t v = 0;
-    for (const Kernel<T>& kernel : kernels_)
-      for (const Block& block : blocks_) std::fill_n(values_[v++].next.get(), kernel.vertices * block.width, T(0));
+  void blur() {
+    for (int axis = 0; axis < 6; ++axis)
+      for_values(
+          [&](const Lattice<T>& l) { return axis < l.corners ? jobs_of(l.linked[axis], kLinksOfJob) : 0; },
+          [&](size_t v, int64_t job) { blur_axis(lattice(v), axis, job, block(v).log_width, values_[v].get()); });
   }
 
-  // Slices the tile and turns its messages into probabilities, in its rows.
-  bool update(int64_t tile, bool sliced, bool last, const T* unary) {
-    T* rows = tile_at(tile);
-    std::fill_n(rows, rows_ * kTile, T(0));
-    size_t v = 0;
-    for (const Kernel<T>& kernel : kernels_) {
-      for (const Block& block : blocks_) {
-        const T* value = values_[v++].now.get();
-        if (!sliced) continue;
-        T* row[kMostChannels];
-        for (int k = 0; k < block.width; ++k) row[k] = rows + block.row[k] * kTile;
-        (kernel.corners == 3 ? Leaves<T>::slice3 : Leaves<T>::slice6)[block.log_width](
-            kernel.at(tile * kTile), count(tile), &kernel.norm[tile * kTile], kernel.scale, value, row);
-      }
+  void fetch(int64_t patch) {
+    for (size_t v = 0; v < values_.size(); ++v) {
+      const Copies<T> own(lattice(v), patch);
+      Leaves<T>::fetch[block(v).log_width](own.vertex, own.count, values_[v].get(), copies(v, patch));
     }
+  }
+
+  // The messages of a tile, into its rows.
+  void slice(int64_t patch, int64_t tile, T* rows, T* message) {
+    for (size_t b = 0; b < blocks_.size(); ++b) {
+      const Block& block = blocks_[b];
+      std::fill_n(message, block.width * kTile, T(0));
+      for (size_t v = b; v < values_.size(); v += blocks_.size())
+        (lattice(v).corners == 3 ? Leaves<T>::slice3 : Leaves<T>::slice6)[block.log_width](
+            corners_at(lattice(v), patch, tile), kernels_[v / blocks_.size()]->scale, copies(v, patch), message);
+      T* row[kMostChannels];
+      for (int k = 0; k < block.width; ++k) row[k] = rows + block.row[k] * kTile;
+      Leaves<T>::to_rows[block.log_width](message, row);
+    }
+  }
+
+  // Calls each(place in the tile, pixel, count) for the lines of a tile that are in the image.
+  template <class Each>
+  void each_line(int64_t patch, int64_t tile, const Each& each) const {
+    const int64_t x = patches_.left(patch), top = patches_.top(patch, tile);
+    for (int64_t y = top; y < std::min(top + kTile / kSide, patches_.height); ++y)
+      each((y - top) * kSide, y * patches_.width + x, std::min<int64_t>(kSide, patches_.width - x));
+  }
+
+  // Turns the messages of a tile into probabilities, in its rows.
+  bool update(int64_t patch, int64_t tile, bool last, const T* unary, T* rows, T* padded) {
+    const int64_t x = patches_.left(patch), y = patches_.top(patch, tile);
+    const bool whole = patches_.inside(x + kSide - 1, y + kTile / kSide - 1);
     bool good = true;
-    for (int64_t s = 0; s < c_.sets; ++s)
-      good &= normalise_(rows + s * c_.labels * kTile, c_.labels, unary + s * c_.labels * pixels_ + tile * kTile,
-                         pixels_, count(tile), !last);
+    for (int64_t s = 0; s < c_.sets; ++s) {
+      const T* energy = unary + s * c_.labels * pixels_;
+      if (!whole) {
+        std::fill_n(padded, c_.labels * kTile, T(0));
+        each_line(patch, tile, [&](int64_t at, int64_t pixel, int64_t count) {
+          for (int64_t l = 0; l < c_.labels; ++l)
+            std::copy_n(energy + l * pixels_ + pixel, count, padded + l * kTile + at);
+        });
+      }
+      T* const to = rows + s * c_.labels * kTile;
+      good &= whole ? normalise_(to, c_.labels, energy + y * patches_.width + x, pixels_, patches_.width, !last)
+                    : normalise_(to, c_.labels, padded, kTile, kSide, !last);
+    }
     return good;
   }
 
-  void give(int64_t tile, T* out) {
-    for (int64_t row = 0; row < rows_ - 1; ++row)
-      std::copy_n(tile_at(tile) + row * kTile, count(tile), out + row * pixels_ + tile * kTile);
-  }
-
-  void splat_tile(int64_t tile) {
-    size_t v = 0;
-    for (const Kernel<T>& kernel : kernels_)
-      for (const Block& block : blocks_)
-        splat_block(tile, kernel, block, kernel.corners == 3 ? Leaves<T>::splat3 : Leaves<T>::splat6, 0,
-                    values_[v++].next.get());
-  }
-
-  void splat_block(int64_t tile, const Kernel<T>& kernel, const Block& block, const Splat<T>* leaves, int64_t colour,
-                   T* value) {
-    const T* row[kMostChannels];
-    for (int k = 0; k < block.width; ++k) row[k] = tile_at(tile) + block.row[k] * kTile;
-    leaves[block.log_width](kernel.at(tile * kTile, colour), count(tile), &kernel.norm[tile * kTile], row, value);
-  }
-
-  // One job a colour of a lattice and a block: no two write to one vertex.
-  void splat_all() {
-    std::vector<std::pair<size_t, int>> jobs;  // number of the values, colour
-    for (size_t v = values_.size(); v-- > 0;)
-      for (int colour = 0; colour < kernels_[v / blocks_.size()].corners; ++colour) jobs.emplace_back(v, colour);
-    in_parallel(threads_, jobs.size(), [&](int64_t job) {
-      const auto [v, colour] = jobs[job];
-      const Kernel<T>& kernel = kernels_[v / blocks_.size()];
-      for (int64_t t = 0; t < tiles_; ++t)
-        splat_block(t, kernel, blocks_[v % blocks_.size()], Leaves<T>::splat1, colour, values_[v].next.get());
+  void give(int64_t patch, int64_t tile, const T* rows, T* out) const {
+    each_line(patch, tile, [&](int64_t at, int64_t pixel, int64_t count) {
+      for (int64_t row = 0; row < rows_ - 1; ++row)
+        std::copy_n(rows + row * kTile + at, count, out + row * pixels_ + pixel);
     });
+  }
+
+  void keep(int64_t tile, const T* rows, const std::vector<Array<T>>& points) {
+    for (size_t b = 0; b < blocks_.size(); ++b) {
+      const T* row[kMostChannels];
+      for (int k = 0; k < blocks_[b].width; ++k) row[k] = rows + blocks_[b].row[k] * kTile;
+      Leaves<T>::to_points[blocks_[b].log_width](row, &points[b][tile * kTile * blocks_[b].width]);
+    }
+  }
+
+  void splat(int64_t patch, const std::vector<Array<T>>& points) {
+    for (size_t v = 0; v < values_.size(); ++v) {
+      const int width = block(v).width;
+      T* const own = copies(v, patch);
+      std::fill_n(own, Copies<T>(lattice(v), patch).count * width, T(0));
+      for (int64_t t = 0; t < patches_.tiles; ++t)
+        (lattice(v).corners == 3 ? Leaves<T>::splat3 : Leaves<T>::splat6)[block(v).log_width](
+            corners_at(lattice(v), patch, t), &points[v % blocks_.size()][t * kTile * width], own);
+    }
   }
 };
 
@@ -229,56 +279,45 @@ std::vector<float> scaled(int64_t n, float deviation) {
   return f;
 }
 
-// Calls with (i, x, y) for the pixels of a tile.
-template <class Each>
-void each_pixel(const DenseCrf& c, int64_t first, int64_t count, const Each& each) {
-  int64_t x = first % c.width, y = first / c.width;
-  for (int64_t i = 0; i < count; ++i) {
-    each(i, x, y);
-    if (++x == c.width) x = 0, ++y;
-  }
-}
-
-void build(const DenseCrf& c, Lattice<2>* lattice, int threads) {
+template <class T>
+void build(const DenseCrf& c, const Patches& patches, Lattice<T>* lattice, int threads) {
   const std::vector<float> place = scaled(std::max(c.height, c.width), c.gaussian_sxy);
-  const auto fill = [&](int64_t first, int64_t count, float (&f)[2][kTile]) {
-    each_pixel(c, first, count, [&](int64_t i, int64_t x, int64_t y) { f[0][i] = place[x], f[1][i] = place[y]; });
-  };
-  lattice->build(c.height * c.width, gaussian_shape(c), fill, threads);
+  const auto fill = [&](int64_t x, int64_t y, int n, float (&f)[2][kTile]) { f[0][n] = place[x], f[1][n] = place[y]; };
+  build_lattice(patches, gaussian_shape(c), fill, threads, lattice);
 }
 
-void build(const DenseCrf& c, const uint8_t* image, Lattice<5>* lattice, int threads) {
+template <class T>
+void build(const DenseCrf& c, const Patches& patches, const uint8_t* image, Lattice<T>* lattice, int threads) {
   const std::vector<float> place = scaled(std::max(c.height, c.width), c.bilateral_sxy);
   const std::vector<float> colour = scaled(256, c.bilateral_srgb);
-  const auto fill = [&](int64_t first, int64_t count, float (&f)[5][kTile]) {
-    const uint8_t* pixel = image + 3 * first;
-    each_pixel(c, first, count, [&](int64_t i, int64_t x, int64_t y) {
-      f[0][i] = place[x], f[1][i] = place[y];
-      for (int k = 0; k < 3; ++k) f[2 + k][i] = colour[pixel[3 * i + k]];
-    });
+  const auto fill = [&](int64_t x, int64_t y, int n, float (&f)[5][kTile]) {
+    f[0][n] = place[x], f[1][n] = place[y];
+    for (int k = 0; k < 3; ++k) f[2 + k][n] = colour[image[3 * (y * c.width + x) + k]];
   };
-  lattice->build(c.height * c.width, bilateral_shape(c), fill, threads);
+  build_lattice(patches, bilateral_shape(c), fill, threads, lattice);
 }
 
 template <class T>
 void run(const DenseCrf& c, int threads) {
   const int64_t pixels = c.height * c.width, size = c.sets * c.labels * pixels;
   const int image_threads = c.batch >= threads ? 1 : threads;  // images side by side, or the threads within an image
-  Lattice<2> gaussian;
-  Kernel<T> gaussian_kernel;
-  if (c.gaussian_weight != 0) build(c, &gaussian, threads), gaussian_kernel.look_at(gaussian, c.gaussian_weight);
+  const Patches patches(c.height, c.width);
+  Kernel<T> gaussian;
+  if (c.gaussian_weight != 0) {
+    build(c, patches, &gaussian.lattice, threads);
+    gaussian.normalise(patches, c.gaussian_weight, threads);
+  }
   std::vector<uint8_t> good(c.batch, 1);
   in_parallel(image_threads > 1 ? 1 : threads, c.batch, [&](int64_t b) {
-    Lattice<5> bilateral;
-    std::vector<Kernel<T>> kernels(c.gaussian_weight != 0);
-    if (c.gaussian_weight != 0) kernels[0].look_at(gaussian, c.gaussian_weight);
+    Kernel<T> bilateral;
+    std::vector<const Kernel<T>*> kernels;
+    if (c.gaussian_weight != 0) kernels.push_back(&gaussian);
     if (c.bilateral_weight != 0) {
-      build(c, c.images + b * pixels * 3, &bilateral, image_threads);
-      kernels.emplace_back();
-      kernels.back().look_at(bilateral, c.bilateral_weight);
+      build(c, patches, c.images + b * pixels * 3, &bilateral.lattice, image_threads);
+      bilateral.normalise(patches, c.bilateral_weight, image_threads);
+      kernels.push_back(&bilateral);
     }
-    MeanField<T> field(c, kernels, image_threads);
-    for (Kernel<T>& kernel : kernels) field.add_norm(kernel);
+    MeanField<T> field(c, patches, kernels, image_threads);
     good[b] = field.run(static_cast<const T*>(c.unary) + b * size, static_cast<T*>(c.probability) + b * size);
   });
   if (std::find(good.begin(), good.end(), 0) != good.end())

@@ -1,5 +1,8 @@
-// A permutohedral lattice on a CPU: which vertices each point lies between, and the chains along which they are
+// A permutohedral lattice on a CPU: which vertices each pixel lies between, and the chains along which these are
 // blurred.
+//
+// Pixels come in patches. A patch has copies of the vertices that it needs, some hundreds, which stay in a close cache
+// while it is worked on, and which no other thread writes to.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -10,25 +13,60 @@
 #include "permutohedral.h"
 
 namespace advcam::cpu {
-constexpr int kTile = 64;  // points, or keys, that are worked on together
+constexpr int kTile = 64;  // pixels, or keys, that are worked on together
+constexpr int kSide = 32;  // of a patch; a tile is two lines of one
 
-// Keys to numbers in the order of their first appearance: open addressing, at most a quarter full. Keys come in tiles,
-// whose slots are fetched into the cache before they are looked at.
+// The patches of an image, none of more than kSide * kSide pixels. What of a patch lies outside repeats its last
+// column and line.
+struct Patches {
+  int64_t height, width, lines, across, count, tiles;  // lines, tiles: of a patch
+
+  Patches(int64_t h, int64_t w)
+      : height(h),
+        width(w),
+        lines(std::min<int64_t>(kSide, (h + 1) / 2 * 2)),
+        across((w + kSide - 1) / kSide),
+        count(across * ((h + lines - 1) / lines)),
+        tiles(lines * kSide / kTile) {}
+  int64_t slots() const { return lines * kSide; }
+  int64_t left(int64_t patch) const { return patch % across * kSide; }
+  int64_t top(int64_t patch, int64_t tile) const { return patch / across * lines + tile * (kTile / kSide); }
+  bool inside(int64_t x, int64_t y) const { return x < width && y < height; }
+};
+
+// Keys to numbers in the order of their first appearance: open addressing, at most a quarter full. Most keys lie in one
+// of the first two places where they are looked for, so these are tried for a tile without a branch, and the other keys
+// are found one by one.
 template <class Key>
 class Numbering {
  public:
-  Numbering() : slots_(size_t{1} << 13, Slot{kNone, 0}), shift_(64 - 13) {}
+  explicit Numbering(int bits) : slots_((size_t{1} << bits) + 1, Slot{kNone, 0}), shift_(64 - bits) {}
 
+  void clear() { std::fill(slots_.begin(), slots_.end(), Slot{kNone, 0}), keys_.clear(); }
   void add(const Key* keys, int64_t count, int32_t* numbers) {
-    fetch(keys, count, 0);
-    for (int64_t i = 0; i < count; ++i) numbers[i] = i && keys[i] == keys[i - 1] ? numbers[i - 1] : add(keys[i]);
+    int32_t others[kTile], n = 0;
+    for (int32_t i = 0; i < count; ++i) {
+      const Slot* slot = &slots_[wanted(keys[i])];
+      const int32_t first = -(slot[0].key == keys[i]), second = -(slot[1].key == keys[i]);
+      numbers[i] = (slot[0].number & first) | (slot[1].number & second);
+      others[n] = i, n += !(first | second);
+    }
+    for (int32_t k = 0; k < n; ++k) numbers[others[k]] = add(keys[others[k]]);
   }
   // The numbers of keys + step; how many keys there are for those that are absent.
   void find(const Key* keys, int64_t count, Key step, int32_t* numbers) const {
-    fetch(keys, count, step);
-    for (int64_t i = 0; i < count; ++i) {
-      const Slot& slot = slots_[place(keys[i] + step)];
-      numbers[i] = slot.key == kNone ? static_cast<int32_t>(keys_.size()) : slot.number;
+    const int32_t absent = static_cast<int32_t>(keys_.size());
+    int32_t others[kTile], n = 0;
+    for (int32_t i = 0; i < count; ++i) {
+      const Key key = keys[i] + step;
+      const Slot* slot = &slots_[wanted(key)];
+      const int32_t first = -(slot[0].key == key), second = -(slot[1].key == key);
+      numbers[i] = (slot[0].number & first) | (slot[1].number & second) | (absent & ~(first | second));
+      others[n] = i, n += !(first | second | (slot[0].key == kNone) | (slot[1].key == kNone));
+    }
+    for (int32_t k = 0; k < n; ++k) {
+      const Slot& slot = slots_[place(keys[others[k]] + step)];
+      if (slot.key != kNone) numbers[others[k]] = slot.number;
     }
   }
   const std::vector<Key>& keys() const { return keys_; }
@@ -39,17 +77,14 @@ class Numbering {
     Key key;
     int32_t number;
   };
-  std::vector<Slot> slots_;
+  std::vector<Slot> slots_;  // a power of two, and one that stays free
   int shift_;
   std::vector<Key> keys_;
 
   size_t wanted(Key key) const { return (static_cast<uint64_t>(key) * 0x9e3779b97f4a7c15u) >> shift_; }
-  void fetch(const Key* keys, int64_t count, Key step) const {
-    for (int64_t i = 0; i < count; ++i) __builtin_prefetch(&slots_[wanted(keys[i] + step)]);
-  }
   size_t place(Key key) const {
     size_t at = wanted(key);
-    while (slots_[at].key != key && slots_[at].key != kNone) at = (at + 1) & (slots_.size() - 1);
+    while (slots_[at].key != key && slots_[at].key != kNone) at = at + 2 < slots_.size() ? at + 1 : 0;
     return at;
   }
   int32_t add(Key key) {
@@ -61,7 +96,7 @@ class Numbering {
     return static_cast<int32_t>(keys_.size()) - 1;
   }
   void grow() {
-    slots_.assign(slots_.size() * 2, Slot{kNone, 0});
+    slots_.assign(slots_.size() * 2 - 1, Slot{kNone, 0});
     --shift_;
     for (size_t i = 0; i < keys_.size(); ++i) slots_[place(keys_[i])] = {keys_[i], static_cast<int32_t>(i)};
   }
@@ -82,107 +117,214 @@ SIMPLICES(5, int64_t)
 constexpr uint32_t kStart = 0x80000000u;
 constexpr int kSlack = 16;  // behind the arrays that are looked into ahead of time
 
-template <int d>
+template <class T>
 struct Lattice {
-  int64_t points = 0, stride = 0, vertices = 0;
-  Array<int32_t> vertex;   // [d + 1, stride]  of each point, by colour
-  Array<float> weight;     // [d + 1, stride]
-  Array<uint32_t> chains;  // [d + 1, vertices + 1]  all vertices, neighbours along the axis one after another
+  int corners = 0;
+  int64_t vertices = 0, slots = 0;
+  Array<uint16_t> corner;       // [patches, tiles, corners, kTile]  copies of each pixel, from the patch's first on
+  Array<T> weight;              // [patches, tiles, corners, kTile]  0 outside the image
+  std::vector<int32_t> copies;  // [patches + 1]  where the copies of each patch begin
+  Array<int32_t> vertex;        // [copies]
+  Array<int32_t> begin, copy;   // [vertices + 1], [copies]  of each vertex its copies, in the order of the patches
+  Array<uint32_t> chains;       // [corners, vertices + 1]  neighbours along the axis one after another; one is no chain
+  std::vector<int64_t> linked;  // [corners]  how many vertices the chains of an axis have
 
-  // fill(first, count, features [d, kTile]) gives the features of the points from `first`.
+  const uint32_t* chain(int axis) const { return chains.get() + axis * (vertices + 1); }
+  int64_t at(int64_t patch, int64_t tile) const { return (patch * slots + tile * kTile) * corners; }
+};
+
+template <int d, class Key, class T>
+class LatticeBuilder {
+ public:
+  // fill(x, y, n, f) writes the features [d, kTile] of pixel (x, y) to f[.][n].
   template <class Fill>
-  void build(int64_t n, const LatticeShape<d>& shape, const Fill& fill, int threads) {
-    // Kraehenbuehl's code takes four points at a time. Those missing lie at 0; their vertices take part in the blur.
-    points = n, stride = n + (n % 4 != 0);
-    vertex = Array<int32_t>((d + 1) * stride + kSlack), weight = Array<float>((d + 1) * stride);
-    shape.bits < 32 ? build_keys<int32_t>(shape, fill, threads) : build_keys<int64_t>(shape, fill, threads);
+  LatticeBuilder(const Patches& patches, const LatticeShape<d>& shape, const Fill& fill, int threads,
+                 Lattice<T>* lattice)
+      : patches_(patches), shape_(shape), to_(*lattice), name_(patches.count) {
+    const int64_t size = patches.count * (d + 1) * patches.slots();
+    to_.corners = d + 1, to_.slots = patches.slots();
+    to_.corner = Array<uint16_t>(size), to_.weight = Array<T>(size);
+    constexpr int64_t kJob = 4;
+    in_parallel(threads, (patches.count + kJob - 1) / kJob, [&](int64_t job) {
+      Scratch scratch;
+      for (int64_t p = job * kJob; p < std::min(patches.count, (job + 1) * kJob); ++p) locate(p, fill, &scratch);
+    });
+    to_.copies.assign(1, 0);
+    for (const Names& of : name_) to_.copies.push_back(to_.copies.back() + of.first[d + 1]);
+    to_.vertex = Array<int32_t>(to_.copies.back()), to_.copy = Array<int32_t>(to_.copies.back());
+    in_parallel(threads, d + 1, [&](int64_t c) { number(c); });  // a colour's vertices are no other's: one job each
+    order();
+    in_parallel(threads, d + 1, [&](int64_t c) { find_neighbours(c), renumber(c); });
+    in_parallel(threads, d + 1, [&](int64_t axis) { link(axis); });
   }
 
  private:
-  template <class Key, class Fill>
-  void build_keys(const LatticeShape<d>& shape, const Fill& fill, int threads) {
-    const Array<Key> key((d + 1) * stride);
-    constexpr int64_t kJob = kTile * 32;
-    in_parallel(threads, (stride + kJob - 1) / kJob, [&](int64_t job) {
-      for (int64_t i = job * kJob; i < std::min(stride, (job + 1) * kJob); i += kTile) {
-        float f[d][kTile] = {}, w[d + 1][kTile];
-        Key k[d + 1][kTile];
-        if (i < points) fill(i, std::min<int64_t>(kTile, points - i), f);
-        simplices(shape, f, w, k);
-        const int64_t count = std::min<int64_t>(kTile, stride - i);
-        for (int c = 0; c <= d; ++c) {
-          std::copy_n(w[c], count, &weight[c * stride + i]);
-          std::copy_n(k[c], count, &key[c * stride + i]);
-        }
-      }
-    });
-    Numbering<Key> numbers[d + 1];      // a colour's vertices are no other's: one job each
-    std::vector<int32_t> first[d + 1];  // the point at which a vertex appeared
-    in_parallel(threads, d + 1, [&](int64_t c) {
-      int32_t* v = &vertex[c * stride];
-      for (int64_t i = 0; i < stride; i += kTile) {
-        const int64_t count = std::min<int64_t>(kTile, stride - i);
-        numbers[c].add(&key[c * stride + i], count, v + i);
-        for (int64_t k = i; k < i + count; ++k)
-          if (v[k] == static_cast<int64_t>(first[c].size())) first[c].push_back(static_cast<int32_t>(k));
-      }
-    });
-    renumber(shape, numbers, first, threads);
-  }
+  struct Names {  // of a patch's copies
+    std::vector<Key> key;
+    int32_t first[d + 2] = {};  // of a colour; how many there are
+  };
+  struct Scratch {
+    Numbering<Key> numbers{10};  // it seldom grows: a photo has some hundred vertices of a colour here
+    Array<Key> key{(d + 1) * kSide * kSide};
+  };
+  struct Colour {
+    Numbering<Key> numbers{13};
+    std::vector<int32_t> patch, count;  // where a vertex appeared first, and of how many copies
+    std::vector<int32_t> number;        // in the lattice; behind the last, that of no vertex
+  };
+  const Patches& patches_;
+  const LatticeShape<d>& shape_;
+  Lattice<T>& to_;
+  std::vector<Names> name_;  // [patches]
+  Array<int32_t> up_;        // [d + 1, vertices]  the neighbour along each axis; how many vertices there are: none
+  Colour colour_[d + 1];
 
-  // Numbers all colours' vertices together, in the order of the points: those of a point lie side by side.
-  template <class Key>
-  void renumber(const LatticeShape<d>& shape, const Numbering<Key> (&numbers)[d + 1],
-                const std::vector<int32_t> (&first)[d + 1], int threads) {
-    std::vector<int32_t> number[d + 1];
-    size_t at[d + 1] = {};
-    for (int c = 0; c <= d; ++c) number[c].resize(first[c].size() + 1);
-    vertices = 0;
-    for (int64_t point = 0; point < stride;) {
-      int64_t next = stride;
+  template <class Fill>
+  void locate(int64_t patch, const Fill& fill, Scratch* scratch) {
+    const int64_t left = patches_.left(patch), slots = to_.slots;
+    for (int64_t t = 0; t < patches_.tiles; ++t) {
+      const int64_t top = patches_.top(patch, t), at = to_.at(patch, t);
+      float f[d][kTile], w[d + 1][kTile];
+      Key k[d + 1][kTile];
+      for (int n = 0; n < kTile; ++n)
+        fill(std::min(left + n % kSide, patches_.width - 1), std::min(top + n / kSide, patches_.height - 1), n, f);
+      simplices(shape_, f, w, k);
       for (int c = 0; c <= d; ++c) {
-        if (at[c] < first[c].size() && first[c][at[c]] == point) number[c][at[c]++] = static_cast<int32_t>(vertices++);
-        if (at[c] < first[c].size()) next = std::min<int64_t>(next, first[c][at[c]]);
+        for (int n = 0; n < kTile; ++n)
+          to_.weight[at + c * kTile + n] = patches_.inside(left + n % kSide, top + n / kSide) ? T(w[c][n]) : T(0);
+        std::copy_n(k[c], kTile, &scratch->key[c * slots + t * kTile]);
       }
-      point = next;
     }
-    for (int c = 0; c <= d; ++c) number[c].back() = static_cast<int32_t>(vertices);  // of those that are absent
-    in_parallel(threads, d + 1, [&](int64_t c) {
-      int32_t* v = &vertex[c * stride];
-      for (int64_t i = 0; i < stride; ++i) v[i] = number[c][v[i]];
-    });
-    chains = Array<uint32_t>((d + 1) * (vertices + 1) + kSlack);
-    std::fill_n(&vertex[(d + 1) * stride], kSlack, 0);
-    std::fill_n(&chains[(d + 1) * (vertices + 1)], kSlack, 0);
-    in_parallel(threads, d + 1, [&](int64_t axis) { link(shape, numbers, number, static_cast<int>(axis)); });
+    Names& names = name_[patch];
+    for (int c = 0; c <= d; ++c) {
+      scratch->numbers.clear();
+      for (int64_t i = 0; i < slots; i += kTile) {
+        int32_t numbers[kTile];
+        scratch->numbers.add(&scratch->key[c * slots + i], kTile, numbers);
+        uint16_t* corner = &to_.corner[to_.at(patch, i / kTile) + c * kTile];
+        for (int n = 0; n < kTile; ++n) corner[n] = static_cast<uint16_t>(names.first[c] + numbers[n]);
+      }
+      const std::vector<Key>& keys = scratch->numbers.keys();
+      names.key.insert(names.key.end(), keys.begin(), keys.end());
+      names.first[c + 1] = static_cast<int32_t>(names.key.size());
+    }
   }
 
-  template <class Key>
-  void link(const LatticeShape<d>& shape, const Numbering<Key> (&numbers)[d + 1],
-            const std::vector<int32_t> (&number)[d + 1], int axis) {
-    const Array<int32_t> up(vertices);
-    std::vector<uint8_t> has_lower(vertices + 1, 0);
-    for (int c = 0; c <= d; ++c) {
-      const int above = c == d ? 0 : c + 1;
-      const std::vector<Key>& keys = numbers[c].keys();
-      for (size_t i = 0; i < keys.size(); i += kTile) {
-        int32_t found[kTile];
-        const int64_t count = std::min<int64_t>(kTile, keys.size() - i);
-        numbers[above].find(&keys[i], count, static_cast<Key>(shape.up(axis, c)), found);
-        for (int64_t k = 0; k < count; ++k) {
-          const int32_t higher = number[above][found[k]];
-          up[number[c][i + k]] = higher;
-          has_lower[higher] = 1;
-        }
+  void number(int64_t c) {
+    Colour& own = colour_[c];
+    const auto note = [&](int64_t patch) {
+      own.patch.resize(own.numbers.keys().size(), static_cast<int32_t>(patch));
+      own.count.resize(own.numbers.keys().size(), 0);
+    };
+    for (int64_t p = 0; p < patches_.count; ++p) {
+      for (int32_t i = name_[p].first[c]; i < name_[p].first[c + 1]; i += kTile) {
+        const int32_t n = std::min(kTile, name_[p].first[c + 1] - i);
+        int32_t* v = &to_.vertex[to_.copies[p] + i];
+        own.numbers.add(&name_[p].key[i], n, v);
+        note(p);
+        for (int32_t k = 0; k < n; ++k) ++own.count[v[k]];
       }
     }
-    uint32_t* chain = &chains[axis * (vertices + 1)];
-    for (int64_t i = 0; i < vertices; ++i) {
-      if (has_lower[i]) continue;
-      *chain++ = static_cast<uint32_t>(i) | kStart;
-      for (int32_t next = up[i]; next < vertices; next = up[next]) *chain++ = static_cast<uint32_t>(next);
+    if (patches_.height * patches_.width % 4) {
+      // Kraehenbuehl's code takes four points at a time. Those missing lie at 0; their vertices take part in the blur.
+      float f[d][kTile] = {}, w[d + 1][kTile];
+      Key k[d + 1][kTile];
+      int32_t v;
+      simplices(shape_, f, w, k);
+      own.numbers.add(k[c], 1, &v);
+      note(patches_.count - 1);
     }
-    *chain = kStart;
+  }
+
+  // Numbers all colours' vertices together, in the order of the patches; those of a patch with few copies come first,
+  // so that a loop over the copies of a vertex is as long as the one before.
+  void order() {
+    constexpr int32_t kClasses = 16;
+    std::vector<int32_t> place(patches_.count * kClasses + 1, 0);
+    const auto bucket = [&](const Colour& own, size_t i) {
+      return own.patch[i] * kClasses + std::min(own.count[i], kClasses - 1);
+    };
+    to_.vertices = 0;
+    for (const Colour& own : colour_) {
+      to_.vertices += own.count.size();
+      for (size_t i = 0; i < own.count.size(); ++i) ++place[bucket(own, i) + 1];
+    }
+    for (size_t i = 1; i < place.size(); ++i) place[i] += place[i - 1];
+    to_.begin = Array<int32_t>(to_.vertices + 1), to_.begin[0] = 0;
+    for (Colour& own : colour_) {
+      for (size_t i = 0; i < own.count.size(); ++i) {
+        own.number.push_back(place[bucket(own, i)]++);
+        to_.begin[own.number.back() + 1] = own.count[i];
+      }
+      own.number.push_back(static_cast<int32_t>(to_.vertices));
+    }
+    for (int64_t i = 0; i < to_.vertices; ++i) to_.begin[i + 1] += to_.begin[i];
+    up_ = Array<int32_t>((d + 1) * to_.vertices);
+    to_.chains = Array<uint32_t>((d + 1) * (to_.vertices + 1) + kSlack), to_.linked.resize(d + 1);
+    std::fill_n(&to_.chains[(d + 1) * (to_.vertices + 1)], kSlack, 0);
+  }
+
+  void renumber(int64_t c) {
+    Colour& own = colour_[c];
+    std::fill(own.count.begin(), own.count.end(), 0);
+    for (int64_t p = 0; p < patches_.count; ++p) {
+      for (int32_t i = to_.copies[p] + name_[p].first[c]; i < to_.copies[p] + name_[p].first[c + 1]; ++i) {
+        const int32_t n = own.number[to_.vertex[i]];
+        to_.copy[to_.begin[n] + own.count[to_.vertex[i]]++] = i;
+        to_.vertex[i] = n;
+      }
+    }
+  }
+
+  // The neighbours of a colour's vertices, one step up along each axis.
+  void find_neighbours(int64_t c) {
+    const Colour &own = colour_[c], &above = colour_[c == d ? 0 : c + 1];
+    const std::vector<Key>& keys = own.numbers.keys();
+    for (size_t i = 0; i < keys.size(); i += kTile) {
+      const int64_t count = std::min<int64_t>(kTile, keys.size() - i);
+      for (int axis = 0; axis <= d; ++axis) {
+        int32_t found[kTile], *up = &up_[axis * to_.vertices];
+        above.numbers.find(&keys[i], count, static_cast<Key>(shape_.up(axis, static_cast<int>(c))), found);
+        for (int64_t k = 0; k < count; ++k) up[own.number[i + k]] = above.number[found[k]];
+      }
+    }
+  }
+
+  // All chains of an axis grow side by side, a vertex at a time, without a branch that depends on a vertex.
+  void link(int64_t axis) {
+    const int32_t absent = static_cast<int32_t>(to_.vertices), *up = &up_[axis * to_.vertices];
+    std::vector<uint8_t> has_lower(to_.vertices + 1, 0);
+    for (int32_t i = 0; i < absent; ++i) has_lower[up[i]] = 1;
+    const Array<int32_t> vertex(to_.vertices + 1), chain(to_.vertices + 1);  // in the order in which they are found
+    int64_t chains = 0, n = 0;
+    for (int32_t i = 0; i < absent; ++i) {
+      vertex[chains] = i, chain[chains] = static_cast<int32_t>(chains);
+      chains += !has_lower[i] & (up[i] != absent);
+    }
+    std::vector<int32_t> place(chains + 1, 0);
+    for (int64_t end = chains; n < end;) {  // places hold the length of a chain, for now
+      const int64_t level = end;
+      for (; n < level; ++n) {
+        ++place[chain[n] + 1];
+        vertex[end] = up[vertex[n]], chain[end] = chain[n];
+        end += vertex[end] != absent;
+      }
+    }
+    for (int64_t i = 0; i < chains; ++i) place[i + 1] += place[i];
+    uint32_t* out = &to_.chains[axis * (to_.vertices + 1)];
+    for (int64_t i = 0; i < n; ++i)
+      out[place[chain[i]]++] = static_cast<uint32_t>(vertex[i]) | (i < chains ? kStart : 0u);
+    out[n] = kStart;
+    to_.linked[axis] = n;
   }
 };
+
+template <int d, class T, class Fill>
+void build_lattice(const Patches& patches, const LatticeShape<d>& shape, const Fill& fill, int threads,
+                   Lattice<T>* lattice) {
+  if (shape.bits < 32)
+    LatticeBuilder<d, int32_t, T>(patches, shape, fill, threads, lattice);
+  else
+    LatticeBuilder<d, int64_t, T>(patches, shape, fill, threads, lattice);
+}
 }  // namespace advcam::cpu

@@ -1,10 +1,11 @@
 // The leaf loops of filtering on a lattice: splat, blur and slice of K channels at a time, and the softmax between.
 //
-// Points come in tiles, values in rows of kTile points, one row a channel. At the vertices the K channels of a block
-// lie side by side: a vector.
+// At the points and at the vertices the K channels of a block lie side by side: a vector. The softmax takes tiles of
+// points in rows, one row a channel.
 #pragma once
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "cpu/lattice.h"
 #include "cpu/simd.h"
@@ -21,58 +22,89 @@ struct VectorOf<T, 1> {
   using type = T;
 };
 
-// What the leaves need of a lattice, from a first point on; `corners` of each point's vertices are worked on.
-struct Corners {
-  const int32_t* vertex;
-  const float* weight;
-  int64_t stride;
-};
-
-// The vertices of a point to come; of no point, behind the last one.
-constexpr int kAhead = 4;
-template <class T, int K, int kCorners>
-ADVCAM_INLINE void fetch(Corners at, int64_t n, const T* value) {
-  for (int c = 0; c < kCorners; ++c) __builtin_prefetch(value + int64_t{K} * at.vertex[c * at.stride + n], 1);
-}
-
-// Adds the tile to the vertices: value[vertex] += weight * factor * row.
-template <class T, int K, int kCorners>
-ADVCAM_INLINE void splat(Corners at, int count, const T* factor, const T* const* row, T* __restrict value) {
+// sum[i] = sum of the values at the places [begin[i], begin[i + 1]): of a vertex, over its copies.
+template <class T, int K>
+ADVCAM_INLINE void gather(const int32_t* begin, const int32_t* place, int64_t count, const T* value, T* sum) {
   using V = typename VectorOf<T, K>::type;
-  for (int n = 0; n < count; ++n) {
-    if constexpr (K > 4) fetch<T, K, kCorners>(at, n + kAhead, value);
-    V q;
-    if constexpr (K == 1)
-      q = row[0][n] * factor[n];
-    else
-      for (int k = 0; k < K; ++k) q[k] = row[k][n] * factor[n];
-    for (int c = 0; c < kCorners; ++c) {
-      V* v = reinterpret_cast<V*>(value + int64_t{K} * at.vertex[c * at.stride + n]);
-      *v += q * static_cast<T>(at.weight[c * at.stride + n]);
-    }
+  const int32_t* at = place + begin[0];
+  for (int64_t i = 0; i < count; ++i) {
+    V total{};
+    for (const int32_t* const end = place + begin[i + 1]; at != end; ++at)
+      total += *reinterpret_cast<const V*>(value + int64_t{K} * *at);
+    *reinterpret_cast<V*>(sum + K * i) = total;
   }
 }
 
-// row += factor * scale * sum over the corners of weight * value[vertex].
+// copy[i] = value[vertex[i]]
+template <class T, int K>
+ADVCAM_INLINE void fetch(const int32_t* vertex, int64_t count, const T* value, T* copy) {
+  using V = typename VectorOf<T, K>::type;
+  for (int64_t i = 0; i < count; ++i)
+    *reinterpret_cast<V*>(copy + K * i) = *reinterpret_cast<const V*>(value + int64_t{K} * vertex[i]);
+}
+
+// What a tile's pixels need of a lattice: [corners, kTile].
+template <class T>
+struct Corners {
+  const uint16_t* copy;
+  const T* weight;
+};
+
+// copies += weight * points [kTile, K]. Neighbours often share a vertex, and would wait for each other's sums: pixels
+// that follow each other here lie apart.
 template <class T, int K, int kCorners>
-ADVCAM_INLINE void slice(Corners at, int count, const T* factor, T scale, const T* value, T* const* row) {
+ADVCAM_INLINE void splat(Corners<T> at, const T* points, T* copies) {
+  using V = typename VectorOf<T, K>::type;
+  constexpr int kApart = 8;
+  for (int i = 0; i < kTile; ++i) {
+    const int n = i * kApart % kTile + i * kApart / kTile;
+    const V q = *reinterpret_cast<const V*>(points + K * n);
+    for (int c = 0; c < kCorners; ++c)
+      *reinterpret_cast<V*>(copies + K * at.copy[c * kTile + n]) += q * at.weight[c * kTile + n];
+  }
+}
+
+// message [kTile, K] += scale * sum over the corners of weight * copies.
+template <class T, int K, int kCorners>
+ADVCAM_INLINE void slice(Corners<T> at, T scale, const T* copies, T* message) {
   using V = typename VectorOf<T, K>::type;
   if constexpr (K == 1) {  // the vector is one of points
     T sum[kTile] = {};
     for (int c = 0; c < kCorners; ++c)
-      for (int n = 0; n < count; ++n)
-        sum[n] += value[at.vertex[c * at.stride + n]] * static_cast<T>(at.weight[c * at.stride + n]);
-    for (int n = 0; n < count; ++n) sum[n] *= scale * factor[n];
-    for (int n = 0; n < count; ++n) row[0][n] += sum[n];
+      for (int n = 0; n < kTile; ++n) sum[n] += copies[at.copy[c * kTile + n]] * at.weight[c * kTile + n];
+    for (int n = 0; n < kTile; ++n) message[n] += sum[n] * scale;
   } else {
-    for (int n = 0; n < count; ++n) {
-      if constexpr (K > 4) fetch<T, K, kCorners>(at, n + kAhead, value);
+    for (int n = 0; n < kTile; ++n) {
       V sum{};
       for (int c = 0; c < kCorners; ++c)
-        sum += *reinterpret_cast<const V*>(value + int64_t{K} * at.vertex[c * at.stride + n]) *
-               static_cast<T>(at.weight[c * at.stride + n]);
-      sum *= scale * factor[n];
-      for (int k = 0; k < K; ++k) row[k][n] += sum[k];
+        sum += *reinterpret_cast<const V*>(copies + K * at.copy[c * kTile + n]) * at.weight[c * kTile + n];
+      *reinterpret_cast<V*>(message + K * n) += sum * scale;
+    }
+  }
+}
+
+// row[k][n] = points[n, k] and back, for a tile; four by four, so that the compiler has shuffles for it.
+template <class T, int K>
+ADVCAM_INLINE void to_rows(const T* points, T* const* row) {
+  constexpr int kSide = K < 4 ? K : 4;
+  for (int k = 0; k < K; k += kSide) {
+    for (int n = 0; n < kTile; n += 4) {
+      T square[kSide][4];
+      for (int i = 0; i < 4; ++i)
+        for (int j = 0; j < kSide; ++j) square[j][i] = points[(n + i) * K + k + j];
+      for (int j = 0; j < kSide; ++j) std::memcpy(row[k + j] + n, square[j], sizeof square[j]);
+    }
+  }
+}
+template <class T, int K>
+ADVCAM_INLINE void to_points(const T* const* row, T* points) {
+  constexpr int kSide = K < 4 ? K : 4;
+  for (int n = 0; n < kTile; n += 4) {
+    for (int k = 0; k < K; k += kSide) {
+      T square[4][kSide];
+      for (int j = 0; j < kSide; ++j)
+        for (int i = 0; i < 4; ++i) square[i][j] = row[k + j][n + i];
+      for (int i = 0; i < 4; ++i) std::memcpy(points + (n + i) * K + k, square[i], sizeof square[i]);
     }
   }
 }
@@ -113,94 +145,126 @@ ADVCAM_INLINE float exp_of_negative(float x) {
 }
 ADVCAM_INLINE double exp_of_negative(double x) { return std::exp(x); }
 
+// Of the next tile, the lines of a label below these: no prefetcher of a processor guesses them.
+template <class T>
+ADVCAM_INLINE void fetch_below(const T* unary, int64_t width) {
+  for (int y = kTile / kSide; y < 2 * kTile / kSide; ++y)
+    for (int x = 0; x < kSide; x += 64 / sizeof(T)) __builtin_prefetch(unary + y * width + x);
+}
+
+// normalise, below, for two labels: the logistic function of one difference.
+template <class T>
+ADVCAM_INLINE bool normalise_two(T* __restrict rows, const T* __restrict unary, int64_t pixels, int64_t width,
+                                 bool differences) {
+  T ahead[kTile], most[kTile];
+  fetch_below(unary, width), fetch_below(unary + pixels, width);
+  for (int y = 0; y < kTile / kSide; ++y) {
+    for (int x = 0; x < kSide; ++x) {
+      const int n = y * kSide + x;
+      const T first = rows[n] - unary[y * width + x], last = -unary[pixels + y * width + x];
+      ahead[n] = first - last;
+      most[n] = first > last ? first : last;
+    }
+  }
+  int bad = 0;  // a bool would keep the loop from being one of vectors
+  for (int n = 0; n < kTile; ++n) bad += !((ahead[n] == ahead[n]) & (most[n] < std::numeric_limits<T>::infinity()));
+  for (int n = 0; n < kTile; ++n) {
+    const T small = exp_of_negative(ahead[n] > 0 ? -ahead[n] : ahead[n]), larger = T(1) / (T(1) + small);
+    const T smaller = small * larger, difference = larger - smaller;
+    const T first = ahead[n] > 0 ? larger : smaller, signed_difference = ahead[n] > 0 ? difference : -difference;
+    rows[n] = differences ? signed_difference : first;
+    rows[kTile + n] = ahead[n] > 0 ? smaller : larger;
+  }
+  return bad == 0;
+}
+
+// unary: the tile's first pixel; `pixels` to the next label, `width` to the next line.
 // rows [labels, kTile]: messages of all labels but the last come, each less that of the last label, which softmax does
 // not mind. Leave: the probabilities, or, `differences`, those of all labels but the last less that of the last one,
 // whose filter gives the next messages. Returns false if a pixel's unary energies are no distribution.
 template <class T>
-ADVCAM_INLINE bool normalise(T* __restrict rows, int64_t labels, const T* __restrict unary, int64_t pixels, int count,
-                             bool differences) {
+ADVCAM_INLINE bool normalise(T* __restrict rows, int64_t labels, const T* __restrict unary, int64_t pixels,
+                             int64_t width, bool differences) {
+  if (labels == 2) return normalise_two(rows, unary, pixels, width, differences);
   T most[kTile], sum[kTile];
   T* __restrict last = rows + (labels - 1) * kTile;
-  for (int n = 0; n < count; ++n) last[n] = most[n] = -unary[(labels - 1) * pixels + n];
+  for (int y = 0; y < kTile / kSide; ++y)
+    for (int x = 0; x < kSide; ++x)
+      last[y * kSide + x] = most[y * kSide + x] = -unary[(labels - 1) * pixels + y * width + x];
   for (int64_t l = 0; l + 1 < labels; ++l) {
     T* __restrict row = rows + l * kTile;
     const T* __restrict u = unary + l * pixels;
-    for (int n = 0; n < count; ++n) {
-      row[n] -= u[n];
-      most[n] = row[n] > most[n] ? row[n] : most[n];
+    fetch_below(u, width);
+    for (int y = 0; y < kTile / kSide; ++y) {
+      for (int x = 0; x < kSide; ++x) {
+        const int n = y * kSide + x;
+        row[n] -= u[y * width + x];
+        most[n] = row[n] > most[n] ? row[n] : most[n];
+      }
     }
   }
-  for (int n = 0; n < count; ++n) sum[n] = 0;
+  for (int n = 0; n < kTile; ++n) sum[n] = 0;
   for (int64_t l = 0; l < labels; ++l) {
     T* __restrict row = rows + l * kTile;
-    for (int n = 0; n < count; ++n) {
+    for (int n = 0; n < kTile; ++n) {
       row[n] = exp_of_negative(row[n] - most[n]);
       sum[n] += row[n];
     }
   }
-  bool good = true;
-  for (int n = 0; n < count; ++n) {
-    good &= sum[n] >= T(1);
+  int bad = 0;
+  for (int n = 0; n < kTile; ++n) {
+    bad += !(sum[n] >= T(1));
     sum[n] = T(1) / sum[n];
   }
   for (int64_t l = 0; l + 1 < labels; ++l)
-    for (int n = 0; n < count; ++n)
+    for (int n = 0; n < kTile; ++n)
       rows[l * kTile + n] = (rows[l * kTile + n] - (differences ? last[n] : T(0))) * sum[n];
-  for (int n = 0; n < count; ++n) last[n] *= sum[n];
-  return good;
+  for (int n = 0; n < kTile; ++n) last[n] *= sum[n];
+  return bad == 0;
 }
 
 template <class T>
-using Splat = void (*)(Corners, int, const T*, const T* const*, T*);
-template <class T>
-using Slice = void (*)(Corners, int, const T*, T, const T*, T* const*);
-template <class T>
-using Blur = void (*)(const uint32_t*, const uint32_t*, T*);
-
-#define ADVCAM_CORNERS(T, K, C)                                                                         \
-  ADVCAM_CLONES static void splat_##T##K##_##C(Corners a, int n, const T* f, const T* const* r, T* v) { \
-    splat<T, K, C>(a, n, f, r, v);                                                                      \
-  }
-#define ADVCAM_SLICE(T, K, C)                                                                                \
-  ADVCAM_CLONES static void slice_##T##K##_##C(Corners a, int n, const T* f, T s, const T* v, T* const* r) { \
-    slice<T, K, C>(a, n, f, s, v, r);                                                                        \
-  }
-#define ADVCAM_CHANNELS(T, K) \
-  ADVCAM_CORNERS(T, K, 1)     \
-  ADVCAM_CORNERS(T, K, 3)     \
-  ADVCAM_CORNERS(T, K, 6)     \
-  ADVCAM_SLICE(T, K, 3)       \
-  ADVCAM_SLICE(T, K, 6)       \
-  ADVCAM_CLONES static void blur_##T##K(const uint32_t* a, const uint32_t* b, T* v) { blur<T, K>(a, b, v); }
-#define ADVCAM_FILTER(T)                                                                                  \
-  ADVCAM_CHANNELS(T, 1)                                                                                   \
-  ADVCAM_CHANNELS(T, 2)                                                                                   \
-  ADVCAM_CHANNELS(T, 4)                                                                                   \
-  ADVCAM_CHANNELS(T, 8)                                                                                   \
-  ADVCAM_CHANNELS(T, 16)                                                                                  \
-  ADVCAM_CLONES static bool normalise_(T* r, int64_t l, const T* u, int64_t p, int n, bool d) {           \
-    return normalise(r, l, u, p, n, d);                                                                   \
-  }                                                                                                       \
-  template <>                                                                                             \
-  struct Leaves<T> {                                                                                      \
-    static constexpr Splat<T> splat1[] = {splat_##T##1_1, splat_##T##2_1, splat_##T##4_1, splat_##T##8_1, \
-                                          splat_##T##16_1};                                               \
-    static constexpr Splat<T> splat3[] = {splat_##T##1_3, splat_##T##2_3, splat_##T##4_3, splat_##T##8_3, \
-                                          splat_##T##16_3};                                               \
-    static constexpr Splat<T> splat6[] = {splat_##T##1_6, splat_##T##2_6, splat_##T##4_6, splat_##T##8_6, \
-                                          splat_##T##16_6};                                               \
-    static constexpr Slice<T> slice3[] = {slice_##T##1_3, slice_##T##2_3, slice_##T##4_3, slice_##T##8_3, \
-                                          slice_##T##16_3};                                               \
-    static constexpr Slice<T> slice6[] = {slice_##T##1_6, slice_##T##2_6, slice_##T##4_6, slice_##T##8_6, \
-                                          slice_##T##16_6};                                               \
-    static constexpr Blur<T> blur[] = {blur_##T##1, blur_##T##2, blur_##T##4, blur_##T##8, blur_##T##16}; \
-  };
-template <class T>
 struct Leaves;
+
+#define ADVCAM_CHANNELS(T, K)                                                                                        \
+  ADVCAM_CLONES static void gather_##T##K(const int32_t* b, const int32_t* p, int64_t n, const T* v, T* s) {         \
+    gather<T, K>(b, p, n, v, s);                                                                                     \
+  }                                                                                                                  \
+  ADVCAM_CLONES static void fetch_##T##K(const int32_t* i, int64_t n, const T* v, T* c) { fetch<T, K>(i, n, v, c); } \
+  ADVCAM_CLONES static void splat3_##T##K(Corners<T> a, const T* p, T* c) { splat<T, K, 3>(a, p, c); }               \
+  ADVCAM_CLONES static void splat6_##T##K(Corners<T> a, const T* p, T* c) { splat<T, K, 6>(a, p, c); }               \
+  ADVCAM_CLONES static void slice3_##T##K(Corners<T> a, T s, const T* c, T* m) { slice<T, K, 3>(a, s, c, m); }       \
+  ADVCAM_CLONES static void slice6_##T##K(Corners<T> a, T s, const T* c, T* m) { slice<T, K, 6>(a, s, c, m); }       \
+  ADVCAM_CLONES static void to_rows_##T##K(const T* p, T* const* r) { to_rows<T, K>(p, r); }                         \
+  ADVCAM_CLONES static void to_points_##T##K(const T* const* r, T* p) { to_points<T, K>(r, p); }                     \
+  ADVCAM_CLONES static void blur_##T##K(const uint32_t* a, const uint32_t* b, T* v) { blur<T, K>(a, b, v); }
+#define ADVCAM_TABLE(leaf, T) {leaf##_##T##1, leaf##_##T##2, leaf##_##T##4, leaf##_##T##8, leaf##_##T##16}
+// By the logarithm of how many channels are worked on.
+#define ADVCAM_FILTER(T)                                                                                            \
+  ADVCAM_CHANNELS(T, 1)                                                                                             \
+  ADVCAM_CHANNELS(T, 2)                                                                                             \
+  ADVCAM_CHANNELS(T, 4)                                                                                             \
+  ADVCAM_CHANNELS(T, 8)                                                                                             \
+  ADVCAM_CHANNELS(T, 16)                                                                                            \
+  ADVCAM_CLONES static bool normalise_(T* r, int64_t l, const T* u, int64_t p, int64_t w, bool d) {                 \
+    return normalise(r, l, u, p, w, d);                                                                             \
+  }                                                                                                                 \
+  template <>                                                                                                       \
+  struct Leaves<T> {                                                                                                \
+    static constexpr void (*gather[])(const int32_t*, const int32_t*, int64_t, const T*, T*) = ADVCAM_TABLE(gather, \
+                                                                                                            T);     \
+    static constexpr void (*fetch[])(const int32_t*, int64_t, const T*, T*) = ADVCAM_TABLE(fetch, T);               \
+    static constexpr void (*splat3[])(Corners<T>, const T*, T*) = ADVCAM_TABLE(splat3, T);                          \
+    static constexpr void (*splat6[])(Corners<T>, const T*, T*) = ADVCAM_TABLE(splat6, T);                          \
+    static constexpr void (*slice3[])(Corners<T>, T, const T*, T*) = ADVCAM_TABLE(slice3, T);                       \
+    static constexpr void (*slice6[])(Corners<T>, T, const T*, T*) = ADVCAM_TABLE(slice6, T);                       \
+    static constexpr void (*to_rows[])(const T*, T* const*) = ADVCAM_TABLE(to_rows, T);                             \
+    static constexpr void (*to_points[])(const T* const*, T*) = ADVCAM_TABLE(to_points, T);                         \
+    static constexpr void (*blur[])(const uint32_t*, const uint32_t*, T*) = ADVCAM_TABLE(blur, T);                  \
+  };
 ADVCAM_FILTER(float)
 ADVCAM_FILTER(double)
 #undef ADVCAM_FILTER
+#undef ADVCAM_TABLE
 #undef ADVCAM_CHANNELS
-#undef ADVCAM_SLICE
-#undef ADVCAM_CORNERS
 }  // namespace advcam::cpu

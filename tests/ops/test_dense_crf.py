@@ -10,7 +10,7 @@ from torch.library import opcheck
 from advcam_fast import ops
 from advcam_fast.ops import reference
 
-SIZES = [(1, 1), (1, 7), (5, 1), (2, 2), (9, 13), (33, 47)]
+SIZES = [(1, 1), (1, 7), (5, 1), (2, 2), (9, 13), (33, 47)]  # the last one of 2 x 2 patches
 KERNELS = [
     dict(),
     dict(gaussian=None),
@@ -146,10 +146,11 @@ def test_large_energies(energy):
     close(ops.dense_crf(images, unary), reference.dense_crf(images, unary.double()), torch.float32)
 
 
-@pytest.mark.parametrize("labels", [2, 7, 21])
+@pytest.mark.parametrize("labels", [1, 2, 3, 7, 21])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_same_bits_whatever_the_threads_and_else_in_the_batch(threads, labels):
     images, unary = case((70, 97), labels, batch=3, dark=16)
+    unary[..., 40:] *= 50  # probabilities of 0 and 1
     alone = ops.dense_crf(images[1:2].clone(), unary[1:2].clone())
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
