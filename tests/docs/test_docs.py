@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,11 @@ def test_every_link_within_the_project_leads_somewhere(page: Path) -> None:
 def test_every_page_is_in_the_menu_and_every_entry_is_a_page() -> None:
     menu = set(re.findall(r"^ +- .*?: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
     assert menu == {page.name for page in (ROOT / "docs").glob("*.md")}
+
+
+def test_equations_become_mathml() -> None:
+    pytest.importorskip("latex2mathml", reason="latex2mathml is not installed: the extra [docs]")
+    draw = runpy.run_path(str(ROOT / "docs" / "mathml.py"))["on_page_content"]
+    drawn = draw('a <span class="arithmatex">\\(x &gt; 1\\)</span> <div class="arithmatex">\\[T^{256}\\]</div> b')
+    assert drawn.startswith("a <math") and drawn.endswith("</math> b") and drawn.count("<math") == 2
+    assert "arithmatex" not in drawn and 'display="block"' in drawn and "256" in drawn
