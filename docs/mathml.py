@@ -1,4 +1,4 @@
-"""A hook of mkdocs: equations as MathML, which browsers draw by themselves. No script is loaded, from here or elsewhere."""
+"""A hook of mkdocs: equations as MathML, which browsers draw by themselves, without a script."""
 
 from __future__ import annotations
 
