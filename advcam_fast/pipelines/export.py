@@ -43,7 +43,9 @@ class ExportSource:
 
     @classmethod
     def read(cls, run: RunFolder, masks: Path, formats: Sequence[str]) -> ExportSource:
-        """Raises UsageError where a format needs masks and there are none, or they were made of other maps."""
+        """Raises UsageError for a run without maps, and where masks are needed and lack or were made of other maps."""
+        if not any(record.status == "ok" for record in run.records()):
+            raise UsageError(f"{run.path}: no image of this run has maps")
         needing = [name for name in formats if FORMATS[name].NEEDS_MASKS]
         if not needing:
             return cls(run, None, (), None)

@@ -70,6 +70,16 @@ def test_masks_are_asked_for_where_they_are_needed(small: SampleRun, tmp_path: P
     assert export(small, tmp_path / "out", "released") == []
 
 
+@pytest.mark.parametrize("failed", [0, 1])
+def test_a_run_without_maps_is_refused(tmp_path: Path, failed: int) -> None:
+    with RunFolder.open(tmp_path / "run", {"data": "folder:photos", "full": False}) as run:
+        for number in range(failed):
+            run.fail(str(number), "no image")
+    with pytest.raises(UsageError, match="run: no image of this run has maps"):
+        export(SampleRun(tmp_path / "run", "folder:photos", []), tmp_path / "out", "released")
+    assert not (tmp_path / "out").exists()
+
+
 def test_masks_of_other_maps_are_refused(small: SampleRun, tmp_path: Path) -> None:
     with RunFolder.open(small.path, RunFolder.read(small.path).settings) as run:
         run.fail("late", "an image more")
