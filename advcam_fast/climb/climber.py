@@ -198,11 +198,17 @@ class Ascent(Generic[Model]):
         """One step of the pairs along g, or along their velocity, which takes it up; max|g| [P]."""
         if velocity is None:
             return ops.climb_step(image, g, self.config.step_size, self.members, rounded)
-        by_pair = self._by_pair(g)
-        norm = torch.linalg.vector_norm(by_pair, 1, (1, 2, 3, 4), keepdim=True, dtype=self.acc)
-        velocity.mul_(self.config.momentum).add_((by_pair / (norm + 1e-12)).flatten(0, 1))
+        flat = self._flat(g)
+        norm = torch.linalg.vector_norm(flat, 1, 1, keepdim=True, dtype=self.acc)
+        self._flat(velocity).mul_(self.config.momentum).addcdiv_(flat, norm + 1e-12)
         ops.climb_step(image, velocity, self.config.step_size, self.members, rounded)
-        return by_pair.abs().amax((1, 2, 3, 4)).to(self.acc)
+        return flat.abs().amax(1).to(self.acc)
+
+    def _flat(self, items: Tensor) -> Tensor:
+        """[P, all elements of a pair], a view of what is channels-last."""
+        return (
+            items.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).view(len(items) // self.members, -1)
+        )
 
     def _by_pair(self, items: Tensor) -> Tensor:
         return items.unflatten(0, (-1, self.members))

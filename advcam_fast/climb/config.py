@@ -141,7 +141,7 @@ PRESETS: dict[str, ClimbConfig] = {
     "voc-cvpr2021": ClimbConfig(),  # the paper's
     "general": _GENERAL,  # ours
     "fast": dataclasses.replace(  # ours
-        _GENERAL, steps=6, step_size=0.05, scales=(0.5, 1.0, 2.0), steps_at_scale={0.5: 4, 1.0: 2}
+        _GENERAL, steps=6, step_size=0.05, momentum=0.9, scales=(0.5, 1.0, 2.0), steps_at_scale={0.5: 4, 1.0: 2}
     ),
     "cam": ClimbConfig(steps=1, steps_at_scale={}),  # ours: the plain CAM at the paper's scales
 }
