@@ -36,7 +36,7 @@ bench: $(VENV)/.built
 # The site, in site/; a warning ends it. Its tools are no part of the other environment.
 docs:
 	test -x $(VENV)-docs/bin/python || $(PYTHON) -m venv $(VENV)-docs
-	$(VENV)-docs/bin/python -m pip install --quiet mkdocs-material "mkdocstrings[python]"
+	$(VENV)-docs/bin/python -m pip install --quiet mkdocs-material "mkdocstrings[python]" latex2mathml ruff
 	$(VENV)-docs/bin/mkdocs build --strict
 
 # The pictures of the docs; those of the report need a Chromium.

@@ -11,13 +11,13 @@ from rich.table import Table
 
 from advcam_fast.cli.app import Json, app
 from advcam_fast.cli.console import bar, console, say
-from advcam_fast.cli.refine import images_of
 from advcam_fast.data import AVAILABLE, open_dataset
 from advcam_fast.errors import UsageError
 from advcam_fast.pipelines import evaluate as evaluating
 from advcam_fast.pipelines.evaluate_instances import instance_figures
 from advcam_fast.pipelines.evaluation_files import write_comparison, write_evaluation
 from advcam_fast.pipelines.judged_run import JudgedMasks, JudgedRun
+from advcam_fast.pipelines.refine import images_of
 from advcam_fast.store import MaskFolder, RunFolder
 
 

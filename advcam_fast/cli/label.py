@@ -50,7 +50,7 @@ def label(
         bool, typer.Option("--plan", help="Only predict time, memory and disk from a short probe.")
     ] = False,
     machines: Annotated[int | None, typer.Option(help="With --plan: how many like this one.")] = None,
-    engine: Annotated[str, typer.Option(help="local, or ray: on a Ray cluster (extra [scale]).")] = "local",
+    engine: Annotated[str, typer.Option(help="local, or ray: on a Ray cluster (the extra 'scale').")] = "local",
     workers: Annotated[int | None, typer.Option(help="With ray: how many; by default what the cluster has.")] = None,
     as_json: Json = False,
 ) -> None:

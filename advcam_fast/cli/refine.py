@@ -14,13 +14,13 @@ import typer
 import advcam_fast as af
 from advcam_fast.cli.app import Data, Json, Retry, Run, Set, app
 from advcam_fast.cli.console import report, with_progress
-from advcam_fast.data import AVAILABLE, open_dataset
+from advcam_fast.data import open_dataset
 from advcam_fast.errors import UsageError
 from advcam_fast.models import AffinityNet, load_affinity_net
 from advcam_fast.pipelines import label as labelling
 from advcam_fast.pipelines import refine as refining
 from advcam_fast.refine import REFINE_PRESETS, RefineConfig
-from advcam_fast.store import InstanceFolder, ItemFolder, MaskFolder, RunFolder
+from advcam_fast.store import InstanceFolder, MaskFolder, RunFolder
 
 
 @app.command(epilog="Example: advcam-fast refine --run run --preset color-walk")
@@ -54,7 +54,7 @@ def refine(
         what = "--instances" if instances else "a walk by the boundary"
         raise UsageError(f"{what} needs an affinity net: add --walk FILE, weights of train-affinity or of released IRN")
     source, run_on = RunFolder.read(run), labelling.device_of(device)
-    dataset, where = open_dataset(images_of(source, data)), out or run / "masks"
+    dataset, where = open_dataset(refining.images_of(source, data)), out or run / "masks"
     net = None if file is None else load_affinity_net(file, run_on)
     facts = {"preset": preset, "data": dataset.spec, "device": str(run_on)}
     options: dict[str, Any] = {"retry_failed": retry_failed, "info": facts, "net": net}
@@ -75,14 +75,6 @@ def refine(
             names = {item.id: item.path.name for item in dataset.items}
             summary["instances"] = objects.write_coco(beside.with_suffix(".json"), classes, names)
     report(summary, where, as_json, "masks")
-
-
-def images_of(run: ItemFolder, data: str | None) -> str:
-    """The SPEC of a folder's images: as given, else as the folder remembers it."""
-    spec = data or str(run.settings.get("data", ""))
-    if not spec or spec == "demo":
-        raise UsageError(f"{run.path}: it does not say where its images are: add --data {AVAILABLE}")
-    return spec
 
 
 @contextmanager

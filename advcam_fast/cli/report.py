@@ -10,9 +10,9 @@ import typer
 from advcam_fast.cli.app import Data, Json, Masks, Run, app
 from advcam_fast.cli.console import report as tell
 from advcam_fast.cli.console import with_bar
-from advcam_fast.cli.refine import images_of
 from advcam_fast.data import open_dataset
 from advcam_fast.pipelines import report as reporting
+from advcam_fast.pipelines.refine import images_of
 from advcam_fast.store import MaskFolder, RunFolder
 
 

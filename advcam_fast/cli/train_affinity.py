@@ -12,13 +12,13 @@ import typer
 import advcam_fast as af
 from advcam_fast.cli.app import Json, Set, app
 from advcam_fast.cli.console import report, training_bar, with_progress
-from advcam_fast.cli.refine import images_of
 from advcam_fast.data import open_dataset
 from advcam_fast.errors import UsageError
 from advcam_fast.models import new_affinity_net
 from advcam_fast.pipelines import label as labelling
 from advcam_fast.pipelines import refine as refining
 from advcam_fast.pipelines import train_affinity as teaching
+from advcam_fast.pipelines.refine import images_of
 from advcam_fast.store import MaskFolder, RunFolder
 from advcam_fast.train import AffinityConfig, train_affinity
 

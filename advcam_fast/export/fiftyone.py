@@ -32,5 +32,10 @@ class FiftyOneExport:
         Image.fromarray(item.mask, mode="L").save(file)
 
     def close(self) -> None:
-        targets = {0: "background", **dict(enumerate(self._classes, start=1)), IGNORED: "ignored"}
-        (self._folder / "mask_targets.json").write_text(json.dumps(targets, indent=1), encoding="utf-8")
+        targets = json.dumps(mask_targets(self._classes), indent=1)
+        (self._folder / "mask_targets.json").write_text(targets, encoding="utf-8")
+
+
+def mask_targets(classes: Sequence[str]) -> dict[int, str]:
+    """Value of a mask -> what it means."""
+    return {0: "background", **dict(enumerate(classes, start=1)), IGNORED: "ignored"}

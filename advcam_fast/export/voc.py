@@ -47,8 +47,8 @@ class VocExport:
 
 
 def map_label(name: str) -> str:
-    """A class name as a label map can hold it: colons and line ends, and a # before all, percent-encoded."""
-    safe = re.sub(r"[%:\x00-\x1f\x7f\x85\u2028\u2029]", lambda found: quote(found[0], safe=""), name)
+    """A class name as a label map can hold it: colons, line ends, outer spaces and a first # percent-encoded."""
+    safe = re.sub(r"[%:\x00-\x1f\x7f\x85\u2028\u2029]|^\s|\s$", lambda found: quote(found[0], safe=""), name)
     if safe in _OWN or safe.startswith("#"):
         safe = f"%{ord(safe[0]):02X}{safe[1:]}"
     return safe

@@ -23,8 +23,10 @@ class YoloExport:
         self._folder, self._classes, self._copy = folder, classes, copy_images
 
     def add(self, item: ExportItem) -> None:
-        item.picture.place(self._folder / "images" / "train", item.name, self._copy)
-        file = self._folder / "labels" / "train" / f"{item.name}.txt"
+        # Readers find a label by the last folder `images` of a picture's path: no other may be called so.
+        name = "/".join("%69mages" if part == "images" else part for part in item.name.split("/"))
+        item.picture.place(self._folder / "images" / "train", name, self._copy)
+        file = self._folder / "labels" / "train" / f"{name}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(f"{_line(found)}\n" for found in item.objects), encoding="ascii")
 

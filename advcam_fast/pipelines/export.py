@@ -19,6 +19,7 @@ from advcam_fast.pipelines.refine import instances_beside, run_digest
 from advcam_fast.store import InstanceFolder, MaskFolder, Record, RunFolder, StoreError
 from advcam_fast.store.files import file_name
 
+UNFIT = (ImageError, StoreError, ValueError, MemoryError)  # what read_item raises for an item that cannot be
 _LONGEST_PART = 200  # bytes of a file's name
 
 
@@ -42,7 +43,9 @@ class ExportSource:
 
     @classmethod
     def read(cls, run: RunFolder, masks: Path, formats: Sequence[str]) -> ExportSource:
-        """Raises UsageError where a format needs masks and there are none, or they were made of other maps."""
+        """Raises UsageError for a run without maps, and where masks are needed and lack or were made of other maps."""
+        if not any(record.status == "ok" for record in run.records()):
+            raise UsageError(f"{run.path}: no image of this run has maps")
         needing = [name for name in formats if FORMATS[name].NEEDS_MASKS]
         if not needing:
             return cls(run, None, (), None)
@@ -87,16 +90,16 @@ def _export_item(
 ) -> str:
     """Gives an item to every writer; returns why it could not."""
     try:
-        item = _item(source, record, paths)
-    except (ImageError, StoreError, ValueError, MemoryError) as error:
+        item = read_item(source, record, paths)
+    except UNFIT as error:
         return first_line(error)
     for writer in writers:
         writer.add(item)
     return ""
 
 
-def _item(source: ExportSource, record: Record, paths: Mapping[str, Path | TarMember]) -> ExportItem:
-    """Raises ValueError, ImageError or StoreError for an item that is not whole."""
+def read_item(source: ExportSource, record: Record, paths: Mapping[str, Path | TarMember]) -> ExportItem:
+    """What the formats are given of an item. paths: id -> image. Raises one of UNFIT for an item that is not whole."""
     if record.status != "ok":
         raise ValueError(f"no maps: {record.reason}")
     if record.id not in paths:

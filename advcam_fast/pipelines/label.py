@@ -250,9 +250,14 @@ def _classes(
 ) -> list[int]:
     if not rule.predicted:
         return _tagged(item, class_indices)
+    return rule.choose(probabilities_of(image, model), model.activation)
+
+
+def probabilities_of(image: Tensor, model: Classifier) -> Tensor:
+    """[C], of an image resized as classifiers are tested."""
     short, long = sorted(image.shape[1:])
     view = resize_image(image, min(PREDICT_SIDE / short, max(1.0, PREDICT_LONGEST / long)))
-    return rule.choose(model.predict(view[None])[0], model.activation)
+    return model.predict(view[None])[0]
 
 
 def _tagged(item: Item, class_indices: Mapping[str, int]) -> list[int]:

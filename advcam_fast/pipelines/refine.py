@@ -9,15 +9,32 @@ from pathlib import Path
 
 import torch
 
-from advcam_fast.data import Dataset, ImageError, TarMember, read_image
+from advcam_fast.data import AVAILABLE, Dataset, ImageError, TarMember, read_image
 from advcam_fast.errors import UsageError, first_line
 from advcam_fast.models import AffinityNet
 from advcam_fast.pipelines.label import NO_LABELS, Progress
 from advcam_fast.refine import RefineConfig, instances_of, mask_of, refined_maps
-from advcam_fast.store import MOST_CLASSES, InstanceFolder, MaskFolder, Record, RunFolder, StoredInstance, StoreError
+from advcam_fast.store import (
+    MOST_CLASSES,
+    InstanceFolder,
+    ItemFolder,
+    MaskFolder,
+    Record,
+    RunFolder,
+    StoredInstance,
+    StoreError,
+)
 
 CLASSES_FILE = "classes.txt"
 ONLY_BACKGROUND = "only_background"
+
+
+def images_of(run: ItemFolder, data: str | None) -> str:
+    """The SPEC of a folder's images: as given, else as the folder remembers it."""
+    spec = data or str(run.settings.get("data", ""))
+    if not spec or spec == "demo":
+        raise UsageError(f"{run.path}: it does not say where its images are: add --data {AVAILABLE}")
+    return spec
 
 
 def run_classes(run: RunFolder) -> list[str]:

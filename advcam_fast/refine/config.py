@@ -85,7 +85,7 @@ class RefineConfig:
 
 REFINE_PRESETS: dict[str, RefineConfig] = {
     "irn": RefineConfig(power=1.5, walk="boundary", walk_steps=256, background=0.25),  # the paper's
-    # ours, searched on horses 1-100 (README)
+    # ours, searched on horses 1-100 (docs/presets.md)
     "crf": RefineConfig(crf="soft", background=0.35),
     "color-walk": RefineConfig(walk="color", background=0.45),
     "color-walk-crf": RefineConfig(walk="color", crf="soft", background=0.45),

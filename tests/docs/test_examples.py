@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+RAY = ROOT / "examples" / "ray_job.py"
+EXAMPLES = sorted(set((ROOT / "examples").glob("*.py")) - {RAY})
 
 
 def names_of(name: str, run_name: str = "example") -> dict[str, Any]:
@@ -97,3 +100,26 @@ def test_seams_map_is_the_one_behind_pcm() -> None:
         network.pcm = pcm
         maps.append(af.compute_maps(content["seam_model"](network), [photo], [[0, 2]], content["CONFIG"])[0].full)
     assert (maps[0] - maps[1]).abs().max() > 0.05
+
+
+def test_a_worker_of_the_ray_job_has_the_maps_of_its_images() -> None:
+    pytest.importorskip("ray", reason="ray is not installed: the extra [scale]")
+    import advcam_fast as af
+
+    content = names_of(RAY.stem)
+    photos = content["photos"](2)
+    batch = {name: [photo[name] for photo in photos] for name in photos[0]}
+    made = content["Maps"]()(batch)
+    images = [torch.from_numpy(photo["image"]).permute(2, 0, 1) for photo in photos]
+    wanted = af.compute_maps(content["small_model"](), images, [[0], [1]], af.ClimbConfig.preset("fast"))
+    assert made["id"] == [0, 1]
+    for found, result in zip(made["maps"], wanted, strict=True):
+        assert found.shape == (1, 12, 16) and (found == result.strided.numpy()).all() and found.max() > 0.9
+
+
+@pytest.mark.soak  # a cluster takes half a minute to start on a busy machine
+def test_the_ray_job_runs() -> None:
+    pytest.importorskip("ray", reason="ray is not installed: the extra [scale]")
+    ended = subprocess.run([sys.executable, str(RAY)], capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert ended.stdout.splitlines() == [f"{number} (1, 12, 16)" for number in range(4)]

@@ -70,6 +70,16 @@ def test_masks_are_asked_for_where_they_are_needed(small: SampleRun, tmp_path: P
     assert export(small, tmp_path / "out", "released") == []
 
 
+@pytest.mark.parametrize("failed", [0, 1])
+def test_a_run_without_maps_is_refused(tmp_path: Path, failed: int) -> None:
+    with RunFolder.open(tmp_path / "run", {"data": "folder:photos", "full": False}) as run:
+        for number in range(failed):
+            run.fail(str(number), "no image")
+    with pytest.raises(UsageError, match="run: no image of this run has maps"):
+        export(SampleRun(tmp_path / "run", "folder:photos", []), tmp_path / "out", "released")
+    assert not (tmp_path / "out").exists()
+
+
 def test_masks_of_other_maps_are_refused(small: SampleRun, tmp_path: Path) -> None:
     with RunFolder.open(small.path, RunFolder.read(small.path).settings) as run:
         run.fail("late", "an image more")
@@ -133,6 +143,16 @@ def test_names_with_dots_stay_apart(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out" / "fiftyone" / "data").iterdir()) == ["x.1.png", "x.2.png"]
 
 
+def test_yolo_labels_are_found_by_the_last_folder_called_images(tmp_path: Path) -> None:
+    files = ["images/x.png", "a/images/labels/y.1.png", "images.png", "train/images.d/z.png"]
+    sample = make_run(tmp_path, [(file, HOSTILE[:1], (12, 9)) for file in files])
+    assert export(sample, tmp_path / "out", "yolo") == []
+    photos = [str(path) for path in (tmp_path / "out" / "yolo" / "images").rglob("*.png")]
+    labels = [Path("/labels/".join(path.rsplit("/images/", 1)).rpartition(".")[0] + ".txt") for path in photos]
+    assert len(set(labels)) == len(files)
+    assert all(label.read_text() for label in labels)
+
+
 def test_format_names() -> None:
     assert parse_formats("voc, coco,voc") == ["voc", "coco"]
     for text in ("", ",", "voc,kitti"):
@@ -151,7 +171,7 @@ def test_names_of_files_are_plain_and_different() -> None:
 
 
 def test_map_labels_hold_no_colon_and_stay_different() -> None:
-    names = ["a:b", "a%3Ab", "#a", "%23a", "background", "%62ackground", "x\ny"]
-    safe = [map_label(name) for name in names]
+    names = ["a:b", "a%3Ab", "#a", "%23a", "background", "%62ackground", "x\ny", "y", " y", "y\u00a0"]
+    safe = [map_label(name).strip() for name in names]
     assert len(set(safe)) == len(names)
     assert not any(set(name) & set(":\n") or name.startswith("#") for name in safe)

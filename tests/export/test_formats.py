@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import webdataset
 import yaml
-from exporting import export
-from PIL import Image, ImageDraw
+from exporting import IDS, NAMES, drawn, export, painted
+from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from sample_run import IMAGES, SampleRun, item_id, make_run
@@ -22,8 +22,6 @@ from advcam_fast.export import components
 from advcam_fast.export.labelstudio import brush_rle
 from advcam_fast.store import RunFolder
 
-IDS = [item_id(file) for file, _, _ in IMAGES]
-NAMES = ["a", "b/c d", "turned", "empty", "odd", "per%25cent%20%22q%22"]
 LABELS = {item_id(file): labels for file, labels, _ in IMAGES}
 COLOURS = np.frombuffer(voc_palette(), np.uint8).reshape(256, 3)
 
@@ -31,15 +29,6 @@ COLOURS = np.frombuffer(voc_palette(), np.uint8).reshape(256, 3)
 def seen(file: Path) -> np.ndarray:
     """Pixels as a reader that knows no EXIF sees them."""
     return np.asarray(Image.open(file).convert("RGB"))
-
-
-def painted(sample: SampleRun, item: str, objects: list[tuple[int, np.ndarray]]) -> np.ndarray:
-    """The mask that objects of (class index, pixels) make."""
-    mask = np.zeros_like(sample.masks[item])
-    for category, pixels in objects:
-        assert not (mask[pixels] != 0).any(), "objects overlap"
-        mask[pixels] = 1 + category
-    return mask
 
 
 def test_voc(sample: SampleRun, exported: Path) -> None:
@@ -100,14 +89,8 @@ def test_yolo(sample: SampleRun, exported: Path) -> None:
             category, *numbers = line.split()
             points = np.array(numbers, np.float64).reshape(-1, 2)
             assert len(points) >= 3 and points.min() >= 0 and points.max() <= 1
-            scale = 8
-            picture = Image.new("L", (width * scale, height * scale))
-            ImageDraw.Draw(picture).polygon([tuple(p) for p in np.rint(points * picture.size).tolist()], fill=1)
-            objects.append((int(category), np.asarray(picture)[scale // 2 :: scale, scale // 2 :: scale] > 0))
-        mask = np.zeros((height, width), np.uint8)
-        for category, pixels in objects:  # a cut along the centre of a pixel may be drawn: later objects win
-            mask[pixels] = 1 + category
-        assert (mask != sample.masks[item]).mean() < 0.03
+            objects.append((int(category), points))
+        assert (drawn(objects, (height, width)) != sample.masks[item]).mean() < 0.03
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
