@@ -13,63 +13,55 @@ namespace advcam::cpu {
 namespace {
 constexpr int64_t kBlock = 64;  // channels
 
-// A count that the compiler knows unrolls into registers.
-#define ADVCAM_BLOCK(n, loop)     \
-  if ((n) == kBlock) {            \
-    constexpr int64_t m = kBlock; \
-    loop                          \
-  } else {                        \
-    const int64_t m = n;          \
-    loop                          \
-  }
-
 template <class T>
 using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-template <class T>
-ADVCAM_INLINE void take_larger(const T* __restrict x, Acc<T>* __restrict best, int32_t* __restrict which,
-                               int32_t element, int64_t n) {
-  ADVCAM_BLOCK(
-      n, for (int64_t j = 0; j < m; ++j) {
-        const Acc<T> v = load(x[j]);
+// The maxima of one window. x: its item's first of these channels. whole: kBlock channels, a count that the compiler
+// unrolls into registers; else `count`.
+template <bool whole, class T>
+ADVCAM_INLINE void pool_window(const Pooling& p, const T* x, int64_t top, int64_t left, int64_t count, T* y,
+                               uint8_t* at) {
+  const int64_t n = whole ? kBlock : count;
+  Acc<T> best[kBlock];
+  int32_t which[kBlock];
+  for (int64_t j = 0; j < n; ++j) best[j] = -std::numeric_limits<Acc<T>>::infinity();
+  for (int64_t j = 0; j < n; ++j) which[j] = 0;
+  for (int64_t k = 0; k < p.kernel[0]; ++k) {
+    const int64_t row = top + k * p.dilation[0];
+    if (row < 0 || row >= p.height) continue;
+    for (int64_t l = 0; l < p.kernel[1]; ++l) {
+      const int64_t column = left + l * p.dilation[1];
+      if (column < 0 || column >= p.width) continue;
+      const T* __restrict from = x + (row * p.width + column) * p.channels;
+      const int32_t element = static_cast<int32_t>(k * p.kernel[1] + l);
+      for (int64_t j = 0; j < n; ++j) {
+        const Acc<T> v = load(from[j]);
         const bool larger = (v > best[j]) | (v != v);
         best[j] = larger ? v : best[j];
         which[j] = larger ? element : which[j];
-      })
+      }
+    }
+  }
+  for (int64_t j = 0; j < n; ++j) store(y[j], best[j]);
+  if (!at) return;
+  for (int64_t j = 0; j < n; ++j) at[j] = static_cast<uint8_t>(which[j]);
 }
 
 // Row `row` of y. x: its item's; y and at: the row's.
 template <class T>
 ADVCAM_INLINE void pool_row(const Pooling& p, const T* x, T* y, uint8_t* at, int64_t row) {
-  Acc<T> best[kBlock];
-  int32_t which[kBlock];
   const int64_t top = row * p.stride[0] - p.padding[0];
   for (int64_t column = 0; column < p.columns; ++column) {
     const int64_t left = column * p.stride[1] - p.padding[1];
     for (int64_t c = 0; c < p.channels; c += kBlock) {
       const int64_t n = std::min(kBlock, p.channels - c), to = column * p.channels + c;
-      for (int64_t j = 0; j < n; ++j) best[j] = -std::numeric_limits<Acc<T>>::infinity(), which[j] = 0;
-      for (int64_t k = 0; k < p.kernel[0]; ++k) {
-        const int64_t i = top + k * p.dilation[0];
-        if (i < 0 || i >= p.height) continue;
-        for (int64_t l = 0; l < p.kernel[1]; ++l) {
-          const int64_t j = left + l * p.dilation[1];
-          if (j < 0 || j >= p.width) continue;
-          const T* from = x + (i * p.width + j) * p.channels + c;
-          take_larger(from, best, which, static_cast<int32_t>(k * p.kernel[1] + l), n);
-        }
-      }
-      for (int64_t j = 0; j < n; ++j) store(y[to + j], best[j]);
-      if (!at) continue;
-      for (int64_t j = 0; j < n; ++j) at[to + j] = static_cast<uint8_t>(which[j]);
+      uint8_t* const took = at ? at + to : nullptr;
+      if (n == kBlock)
+        pool_window<true>(p, x + c, top, left, n, y + to, took);
+      else
+        pool_window<false>(p, x + c, top, left, n, y + to, took);
     }
   }
-}
-
-template <class T>
-ADVCAM_INLINE void add_taken(const T* __restrict gradient, const uint8_t* __restrict at, Acc<T>* __restrict sum,
-                             uint8_t element, int64_t n) {
-  ADVCAM_BLOCK(n, for (int64_t j = 0; j < m; ++j) sum[j] += at[j] == element ? load(gradient[j]) : Acc<T>(0);)
 }
 
 // For each position of one side of x, and each element of a window there: the window that has it there, or -1.
@@ -85,23 +77,39 @@ std::vector<int64_t> windows_at(const Pooling& p, int side, int64_t positions, i
   return found;
 }
 
+// The gradient of one position of x. gradient and at: its item's first of these channels; rows, columns: the windows
+// there.
+template <bool whole, class T>
+ADVCAM_INLINE void gather_position(const Pooling& p, const T* gradient, const uint8_t* at, T* to, const int64_t* rows,
+                                   const int64_t* columns, int64_t count) {
+  const int64_t n = whole ? kBlock : count;
+  Acc<T> sum[kBlock];
+  for (int64_t j = 0; j < n; ++j) sum[j] = 0;
+  for (int64_t k = 0; k < p.kernel[0]; ++k) {
+    for (int64_t l = 0; l < p.kernel[1]; ++l) {
+      if (rows[k] < 0 || columns[l] < 0) continue;
+      const int64_t from = (rows[k] * p.columns + columns[l]) * p.channels;
+      const T* __restrict g = gradient + from;
+      const uint8_t* __restrict took = at + from;
+      const uint8_t element = static_cast<uint8_t>(k * p.kernel[1] + l);
+      for (int64_t j = 0; j < n; ++j) sum[j] += took[j] == element ? load(g[j]) : Acc<T>(0);
+    }
+  }
+  for (int64_t j = 0; j < n; ++j) store(to[j], sum[j]);
+}
+
 // A row of the gradient of x. gradient and at: its item's; rows: the windows there; columns: of every position.
 template <class T>
 ADVCAM_INLINE void gather_row(const Pooling& p, const T* gradient, const uint8_t* at, T* to, const int64_t* rows,
                               const int64_t* columns) {
-  Acc<T> sum[kBlock];
   for (int64_t column = 0; column < p.width; ++column, columns += p.kernel[1]) {
     for (int64_t c = 0; c < p.channels; c += kBlock) {
       const int64_t n = std::min(kBlock, p.channels - c);
-      for (int64_t j = 0; j < n; ++j) sum[j] = 0;
-      for (int64_t k = 0; k < p.kernel[0]; ++k) {
-        for (int64_t l = 0; l < p.kernel[1]; ++l) {
-          if (rows[k] < 0 || columns[l] < 0) continue;
-          const int64_t from = (rows[k] * p.columns + columns[l]) * p.channels + c;
-          add_taken(gradient + from, at + from, sum, static_cast<uint8_t>(k * p.kernel[1] + l), n);
-        }
-      }
-      for (int64_t j = 0; j < n; ++j) store(to[column * p.channels + c + j], sum[j]);
+      T* const here = to + column * p.channels + c;
+      if (n == kBlock)
+        gather_position<true>(p, gradient + c, at + c, here, rows, columns, n);
+      else
+        gather_position<false>(p, gradient + c, at + c, here, rows, columns, n);
     }
   }
 }
