@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advcam_fast.errors import UsageError
@@ -174,6 +175,10 @@ class CamModel(Classifier):
 def _head_product(maps: Tensor, weights: Tensor) -> Tensor:
     """[B, M, h, w] times [M, N], or item by item [B, M, N], over the channels: channels-last [B, N, h, w]."""
     batch, _, height, width = maps.shape
+    if weights.ndim == 2 and maps.device.type == "cpu" and maps.dtype == torch.float32:
+        # As a 1x1 convolution oneDNN has it: up to twice as fast as the BLAS that torch comes with.
+        found = F.conv2d(maps, weights.T[:, :, None, None])
+        return found.contiguous(memory_format=torch.channels_last)
     product: Tensor = maps.permute(0, 2, 3, 1).flatten(1, 2) @ weights
     return product.view(batch, height, width, weights.shape[-1]).permute(0, 3, 1, 2)
 
