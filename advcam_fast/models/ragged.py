@@ -53,6 +53,10 @@ class Sliding:
     def looks_around(self) -> bool:
         return max(self.kernel) > 1 or any(self.around(1, 1))
 
+    def skips(self) -> bool:
+        """Whether there are positions that no window meets."""
+        return any(self.stride[side] > self.reach(side) + 1 for side in (0, 1))
+
     def reach(self, side: int) -> int:
         """Pixels from a window's first to its last."""
         return self.dilation[side] * (self.kernel[side] - 1)

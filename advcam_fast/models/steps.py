@@ -50,6 +50,18 @@ def free_early(steps: list[Step], output: int) -> None:
         step.writable = frozenset(source for source in step.last_use if source not in shared)
 
 
+def samplers_first(steps: list[Step]) -> None:
+    """Puts convolutions that see only some positions in front of the others that read the same value.
+
+    Going back they come last, and add to the few positions of a gradient that is there, not to one filled with zeros.
+    """
+    for step in list(steps):
+        if isinstance(step, Convolved) and step.residual is None and step.sliding.skips():
+            first = next(at for at, other in enumerate(steps) if step.source in other.sources)
+            steps.remove(step)
+            steps.insert(first, step)
+
+
 def _give(gradients: Gradients, index: int, gradient: Tensor) -> None:
     """Adds to a value's gradient; `gradient` then belongs to it."""
     there = gradients[index]

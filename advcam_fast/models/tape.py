@@ -114,6 +114,7 @@ class _Compiler:
         last = self.index[output]
         if last == 0:
             raise UnknownNetwork("no layers")
+        steps.samplers_first(self.steps)
         steps.free_early(self.steps, last)
         return self.steps, self.count, last
 

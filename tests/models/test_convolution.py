@@ -11,7 +11,7 @@ from tolerances import close
 from torch import Tensor, nn
 
 from advcam_fast.models.convolution import Convolution, padding_rule
-from advcam_fast.models.convolution_kernels import onednn_serves
+from advcam_fast.models.convolution_kernels import Phases, Window, onednn_serves
 
 SIZES = ((17, 16), (14, 21), (13, 13))  # odd and even, either way round
 WINDOWS = [  # kernel, stride, padding, dilation
@@ -71,7 +71,7 @@ def test_every_window_in_float64(window: tuple[int, int, int, int], groups: int,
 @pytest.mark.parametrize(
     "module",
     [
-        nn.Conv2d(3, 32, 7, 2, 3),  # as four phases
+        nn.Conv2d(3, 32, 7, 2, 3),  # as phases
         Conv2dSame(3, 32, 3, 2),
         nn.Conv2d(16, 48, 1),
         nn.Conv2d(16, 16, 3, 1, 1),
@@ -88,6 +88,21 @@ def test_single_and_half_precision(module: nn.Conv2d, dtype: torch.dtype) -> Non
     torch.manual_seed(0)
     for size in SIZES:
         check(module, size, dtype)
+
+
+@pytest.mark.parametrize("cell", [2, 4, 6])
+@pytest.mark.parametrize("window", [window for window in WINDOWS if window[1] == 2 and window[3] == 1], ids=str)
+def test_phases_of_any_cell(window: tuple[int, int, int, int], cell: int) -> None:
+    torch.manual_seed(0)
+    kernel, stride, padding, _ = window
+    weight = torch.randn(6, 3, kernel, kernel, dtype=torch.float64)
+    gradient_of = Phases(weight, Window([padding] * 2, [stride] * 2, [1, 1], 1), cell)
+    for size in (*SIZES, (kernel, kernel + 1)):
+        x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+        value = torch.conv2d(x, weight, None, stride, padding)
+        slope = channels_last(torch.randn_like(value))
+        (wanted,) = torch.autograd.grad(value, x, slope)
+        close(gradient_of(slope, x.shape, None), wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

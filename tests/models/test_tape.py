@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from advcam_fast.bench.networks import random_model
 from advcam_fast.models import freeze, load_model
 from advcam_fast.models.folding import folded
+from advcam_fast.models.steps import Convolved
 from advcam_fast.models.tape import Tape, UnknownNetwork
 
 
@@ -150,6 +151,18 @@ class Averaged(Net):
         return torch.cat([self.b(x), self.c(x), means.expand(x.shape)], 1)
 
 
+class Shortcut(Net):
+    """A block of a ResNet between two stages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.short = nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 1, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.c(self.down(F.relu(self.b(x)))) + self.short(x)
+
+
 KNOWN = [Residual, ReadTwice, ReadLater, RectifiedFirst, TwoConvolutions, Concatenated, Pooled]
 PARTLY = [RectifiedInput, Viewed, Excited, Chunked, Broadcast]
 
@@ -163,6 +176,14 @@ def test_means_and_pooling_are_known() -> None:
 def test_residuals_and_pooling_of_every_kind(kind: type[Net]) -> None:
     torch.manual_seed(0)
     assert not check(kind()).unknown
+
+
+def test_a_convolution_that_skips_positions_adds_its_gradient_last() -> None:
+    """Otherwise it would fill a gradient with zeros, for the others to be added to."""
+    torch.manual_seed(0)
+    convolved = [step for step in check(Shortcut()).steps if isinstance(step, Convolved)]
+    assert [step.sliding.kernel for step in convolved] == [(3, 3), (1, 1), (3, 3), (3, 3), (3, 3)]
+    assert convolved[-1].residual == convolved[1].output
 
 
 @pytest.mark.parametrize("kind", PARTLY)
