@@ -38,7 +38,7 @@ def evaluate(
     Masks alone, what train-segmenter predicts say: --masks FOLDER without --run.
     """
     run, limits = run or [], _parsed(thresholds)
-    if len(set(run)) != len(run) or (masks is not None and len(run) > 1):
+    if len({path.resolve() for path in run}) != len(run) or (masks is not None and len(run) > 1):
         raise UsageError("--run: wanted are different runs, and --masks with one run only")
     judged: list[JudgedRun] | list[JudgedMasks]
     if run:
@@ -95,9 +95,11 @@ def _say(figures: dict[str, Any], file: Path) -> None:
         say(f"{run['run']}{made}, 95 % intervals:")
         console.print(_table(run))
     for entry in figures.get("differences", []):
-        parts = {**entry.get("segmentation", {}), **entry.get("boxes", {})}
-        shown = [f"{name} {_signed(part)}" for name, part in parts.items() if name != "by_size"]
-        say(f"{entry['of']} over {entry['to']}, AdvCAM: {', '.join(shown)}")
+        parts = {**entry.get("segmentation", {}), **entry.get("boxes", {}), **entry.get("pixels", {})}
+        for what, measured in (("AdvCAM", parts), ("masks", entry.get("masks", {}))):
+            shown = [f"{name} {_signed(part)}" for name, part in measured.items() if name != "by_size"]
+            if shown:
+                say(f"{entry['of']} over {entry['to']}, {what}: {', '.join(shown)}")
     images = figures["images"]
     say(
         f"{file}: {images['evaluated']} images evaluated, {images['failed']} failed, "
@@ -121,7 +123,8 @@ def _table(run: dict[str, Any]) -> Table:
                 value = _ranged(own["iou"], own["interval"])
                 table.add_row(name, f"IoU, {own['objects']} {size} objects", value, "")
         if part["boundary_miou"] is not None:
-            table.add_row(name, "boundary mIoU", f"{part['boundary_miou']:.3f}", "")
+            value = _ranged(part["boundary_miou"], part["boundary_interval"])
+            table.add_row(name, "boundary mIoU", value, "")
     for kind in ("boxes", "pixels"):
         for name, part in run.get(kind, {}).items():
             for measure, own in part.items():

@@ -115,35 +115,45 @@ class BoxMeter:
         rows += [good & (rank is not None and rank < k) for k in (1, 5)]
         self.right.of(number).add_(torch.stack(rows))
 
-    def samples(self, weights: Tensor, measure: int) -> Tensor:
-        """The measure at its best threshold, of every sample."""
-        return (self.right.resampled(weights, measure) / self.count.resampled(weights)[:, None]).amax(1)
+    def accuracy(self) -> Tensor:
+        """Every measure at every level: float64 [measures, 255]."""
+        return self.right.total.double() / self.count.total
 
-    def v2_samples(self, weights: Tensor) -> Tensor:
-        return torch.stack([self.samples(weights, at) for at in range(1, 1 + len(OVERLAPS))]).mean(0)
+    def best(self) -> int:
+        """The level of the greatest MaxBoxAcc, the first of equals."""
+        return int(self.accuracy()[0].argmax())
+
+    def samples(self, weights: Tensor, measure: str) -> Tensor:
+        """The measure at its best threshold, of every sample."""
+        if measure == "MaxBoxAccV2":
+            return torch.stack([self.samples(weights, f"BoxAcc@{overlap}") for overlap in OVERLAPS]).mean(0)
+        right = self.right.resampled(weights, self.MEASURES.index(measure))
+        return (right / self.count.resampled(weights)[:, None]).amax(1)
 
     def summary(self, weights: Tensor, predicted: int | None) -> dict[str, Any]:
         """predicted: how many classes an image the run's model chose, best first; None where tags were given.
 
         MaxBoxAcc and V2 want a map of the true class of every image: tags. Top-k Loc wants predictions, k at least.
         """
-        accuracy = self.right.total.double() / self.count.total
+        accuracy = self.accuracy()
         result: dict[str, Any] = {"counted": int(self.count.total), "without_map": self.without_map}
+        result["thresholds"] = [threshold_of(level) for level in range(LEVELS)]
         wanted = (0,) if predicted is None else tuple(at for at, k in ((4, 1), (5, 5)) if predicted >= k)
         for at in wanted:
             level = int(accuracy[at].argmax())
             result[self.MEASURES[at]] = {
                 "value": float(accuracy[at, level]),
                 "threshold": threshold_of(level),
-                "interval": known_interval(self.samples(weights, at)),
+                "interval": known_interval(self.samples(weights, self.MEASURES[at])),
+                "curve": accuracy[at].tolist(),
             }
         if predicted is None:
             parts = accuracy[1 : 1 + len(OVERLAPS)].amax(1)
-            result["GT-known Loc"] = result["MaxBoxAcc"]
+            result["GT-known Loc"] = {key: value for key, value in result["MaxBoxAcc"].items() if key != "curve"}
             result["MaxBoxAccV2"] = {
                 "value": float(parts.mean()),
                 "at": dict(zip(map(str, OVERLAPS), parts.tolist(), strict=True)),
-                "interval": known_interval(self.v2_samples(weights)),
+                "interval": known_interval(self.samples(weights, "MaxBoxAccV2")),
             }
         return result
 
@@ -165,12 +175,15 @@ class PixelMeter:
         """Adds pixel_histograms of a map of image `number`."""
         self.histograms.of(number).add_(histograms)
 
+    def samples(self, weights: Tensor) -> Tensor:
+        """PxAP of every sample."""
+        return average_precision(self.histograms.resampled(weights))
+
     def summary(self, weights: Tensor) -> dict[str, Any]:
         total = self.histograms.total.double()
         if not total[0].sum():
             raise UsageError("PxAP: no pixel of the set is foreground in the truth")
-        samples = average_precision(self.histograms.resampled(weights))
-        return {"PxAP": {"value": float(average_precision(total)), "interval": known_interval(samples)}}
+        return {"PxAP": {"value": float(average_precision(total)), "interval": known_interval(self.samples(weights))}}
 
 
 def pixel_histograms(scores: Tensor, inside: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from advcam_fast import ops
+from advcam_fast.errors import UsageError
 from advcam_fast.metrics.bootstrap import GroupSums, known_interval
 from advcam_fast.metrics.boundary import boundary_counts
 from advcam_fast.metrics.foreground_iou import IGNORE
@@ -134,7 +135,12 @@ class SegmentationMeter:
         return self.ious.resampled(weights, at) / self.objects.resampled(weights)
 
     def summary(self, weights: Tensor, presets: Mapping[str, Sequence[float] | None]) -> dict[str, Any]:
-        """Everything at the best threshold of each preset's thresholds (None: all); details at that of the last."""
+        """Everything at the best threshold of each preset's thresholds (None: all); details at that of the last.
+
+        Raises UsageError where no pixel of the set has a truth.
+        """
+        if not self.pixels.total[0, TRUE].any():
+            raise UsageError("mIoU: every pixel of the true masks is 255, which is ignored")
         curve, best = self.curve(), {}
         for name, among in presets.items():
             at, samples = self.best(among), self.best_samples(weights, among)
@@ -144,18 +150,31 @@ class SegmentationMeter:
                 "interval": known_interval(samples),
             }
         hits, predicted, true = self.pixels.total[at].double()
+        by_class = _iou(self.pixels.resampled(weights, at))
+        boundary = _iou(self.boundary.resampled(weights, at)[..., 1:]).nanmean(1)
         return {
             "best": best,
             "thresholds": self.thresholds,
             "miou": curve.tolist(),
             "by_class": {
-                name: {"iou": _number(iou), "precision": _number(precision), "recall": _number(recall)}
-                for name, iou, precision, recall in zip(
-                    self.class_names, _iou(self.pixels.total[at]), hits / predicted, hits / true, strict=True
+                name: {
+                    "iou": _number(iou),
+                    "interval": known_interval(samples),
+                    "precision": _number(precision),
+                    "recall": _number(recall),
+                }
+                for name, iou, samples, precision, recall in zip(
+                    self.class_names,
+                    _iou(self.pixels.total[at]),
+                    by_class.T,
+                    hits / predicted,
+                    hits / true,
+                    strict=True,
                 )
             },
             "by_size": self._sizes(weights, at),
             "boundary_miou": _number(_iou(self.boundary.total[at, :, 1:]).nanmean()),
+            "boundary_interval": known_interval(boundary),
         }
 
     def _sizes(self, weights: Tensor, at: int) -> dict[str, Any]:

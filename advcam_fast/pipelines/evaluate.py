@@ -16,6 +16,7 @@ from advcam_fast.data import Dataset, ImageError, Item, read_boxes, read_truth
 from advcam_fast.errors import UsageError, first_line
 from advcam_fast.metrics.bootstrap import draw_weights, known_interval
 from advcam_fast.metrics.localization import (
+    LEVELS,
     SIDE,
     BoxMeter,
     LevelOverlaps,
@@ -46,9 +47,9 @@ class Wanted:
     pixels: bool = False
     thresholds: tuple[float, ...] = DEFAULT_THRESHOLDS
 
-    def presets(self) -> dict[str, tuple[float, ...] | None]:
-        """The paper's thresholds, where they are all there, and all of them."""
-        paper = set(PAPER_THRESHOLDS) <= set(self.thresholds)
+    def presets(self, method: str) -> dict[str, tuple[float, ...] | None]:
+        """The paper's thresholds, where they are all there, and all of them; masks have none."""
+        paper = method != MASKS and set(PAPER_THRESHOLDS) <= set(self.thresholds)
         return {**({"voc-cvpr2021": PAPER_THRESHOLDS} if paper else {}), "ours": None}
 
 
@@ -98,6 +99,11 @@ class RunMeters:
         self.boxes = {name: BoxMeter() for name in run.methods if wanted.boxes}
         self.pixels = {name: PixelMeter() for name in run.methods if wanted.pixels}
 
+    def best(self) -> int:
+        """The one threshold at which images are shown, of those that the first method is measured at."""
+        meters: Mapping[str, SegmentationMeter | BoxMeter] = self.segmentation or self.boxes
+        return meters[self.names[0]].best()
+
     def add(self, number: int, measured: Measured) -> None:
         for name, counts in measured.segmentation.items():
             self.segmentation[name].add(number, counts)
@@ -118,15 +124,24 @@ class Evaluation:
     evaluated: int = 0
     without_truth: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)  # id, reason
-    per_image: PerImage = field(default_factory=PerImage)  # mean IoU of the first run
+    per_image: PerImage = field(default_factory=PerImage)  # of the first run
 
     def add(self, item: Item, found: list[Measured]) -> None:
         for meters, measured in zip(self.meters, found, strict=True):
             meters.add(self.evaluated, measured)
         self.evaluated += 1
-        counts = found[0].segmentation.get(self.meters[0].names[0])
-        if counts is not None and len(counts.ious):
-            self.per_image.add(item.id, counts.ious.mean(0))
+        curve = _image_curve(found[0], self.meters[0].names[0], self.wanted)
+        if curve is not None:
+            self.per_image.add(item.id, curve)
+
+
+def _image_curve(found: Measured, name: str, wanted: Wanted) -> Tensor | None:
+    """The mean IoU of an image's objects at every threshold, where boxes alone are judged that of its largest boxes."""
+    if wanted.segmentation:
+        counts = found.segmentation.get(name)
+        return counts.ious.mean(0) if counts is not None and len(counts.ious) else None
+    boxes = [torch.zeros(LEVELS) if overlaps is None else overlaps.largest for overlaps, _ in found.boxes[name]]
+    return torch.stack(boxes).mean(0)
 
 
 def evaluate(
@@ -253,20 +268,14 @@ def run_figures(result: Evaluation, meters: RunMeters, weights: Tensor) -> dict[
     wanted = result.wanted
     figures: dict[str, Any] = {}
     if wanted.segmentation:
-        parts = {
-            name: meter.summary(weights, wanted.presets() if name != MASKS else {"ours": None})
-            for name, meter in meters.segmentation.items()
-        }
+        parts = {name: meter.summary(weights, wanted.presets(name)) for name, meter in meters.segmentation.items()}
         figures["segmentation"] = parts
         if meters.run.methods:
             parts["gain"] = difference(meters, meters, weights, wanted, ("advcam", "cam"))
     if wanted.boxes:
         predicted = meters.run.predicted
-        parts = {name: meter.summary(weights, predicted) for name, meter in meters.boxes.items()}
-        figures["boxes"] = {
-            **parts,
-            **({"gain": box_difference(meters, meters, weights, ("advcam", "cam"))} if predicted is None else {}),
-        }
+        figures["boxes"] = {name: meter.summary(weights, predicted) for name, meter in meters.boxes.items()}
+        figures["boxes"]["gain"] = box_difference(meters, meters, weights, ("advcam", "cam"))
     if wanted.pixels:
         figures["pixels"] = {name: meter.summary(weights) for name, meter in meters.pixels.items()}
     return figures
@@ -278,7 +287,7 @@ def difference(
     """How much more mIoU, and IoU by object size, the one has; each at its own best threshold, intervals paired."""
     a, b = one.segmentation[methods[0]], other.segmentation[methods[1]]
     result: dict[str, Any] = {}
-    for name, among in wanted.presets().items():
+    for name, among in wanted.presets(methods[0]).items():
         at, bt = a.best(among), b.best(among)
         samples = a.best_samples(weights, among) - b.best_samples(weights, among)
         result[name] = {"miou": float(a.curve()[at] - b.curve()[bt]), "interval": known_interval(samples)}
@@ -296,17 +305,35 @@ def difference(
 def box_difference(
     one: RunMeters, other: RunMeters, weights: Tensor, methods: tuple[str, str] = ("advcam", "advcam")
 ) -> dict[str, Any]:
-    """How much more MaxBoxAcc and MaxBoxAccV2 the one has; intervals paired."""
+    """How much more the one has of each measure of boxes that both have; intervals paired."""
     a, b = one.boxes[methods[0]], other.boxes[methods[1]]
-    first, second = (meter.summary(weights, None) for meter in (a, b))
-    samples = {
-        "MaxBoxAcc": a.samples(weights, 0) - b.samples(weights, 0),
-        "MaxBoxAccV2": a.v2_samples(weights) - b.v2_samples(weights),
-    }
+    first, second = a.summary(weights, one.run.predicted), b.summary(weights, other.run.predicted)
     return {
-        name: {"value": first[name]["value"] - second[name]["value"], "interval": known_interval(drawn)}
-        for name, drawn in samples.items()
+        name: {
+            "value": first[name]["value"] - second[name]["value"],
+            "interval": known_interval(a.samples(weights, name) - b.samples(weights, name)),
+        }
+        for name in ("MaxBoxAcc", "MaxBoxAccV2", "Top-1 Loc", "Top-5 Loc")
+        if name in first and name in second
     }
+
+
+def run_difference(first: RunMeters, other: RunMeters, weights: Tensor, wanted: Wanted) -> dict[str, Any]:
+    """What the first gains on the other of everything that both have: AdvCAM on AdvCAM, masks on masks."""
+    figures: dict[str, Any] = {"of": str(first.run.path), "to": str(other.run.path)}
+    if wanted.segmentation:
+        figures["segmentation"] = difference(first, other, weights, wanted)
+        if first.run.masks and other.run.masks:
+            figures["masks"] = difference(first, other, weights, wanted, (MASKS, MASKS))
+    if wanted.boxes:
+        figures["boxes"] = box_difference(first, other, weights)
+    if wanted.pixels:
+        a, b = first.pixels["advcam"], other.pixels["advcam"]
+        value = a.summary(weights)["PxAP"]["value"] - b.summary(weights)["PxAP"]["value"]
+        figures["pixels"] = {
+            "PxAP": {"value": value, "interval": known_interval(a.samples(weights) - b.samples(weights))}
+        }
+    return figures
 
 
 def figures_of(result: Evaluation, dataset: Dataset) -> dict[str, Any]:
@@ -324,17 +351,5 @@ def figures_of(result: Evaluation, dataset: Dataset) -> dict[str, Any]:
     }
     first, *others = result.meters
     if others:
-        figures["differences"] = [
-            {
-                "of": str(first.run.path),
-                "to": str(other.run.path),
-                **(
-                    {"segmentation": difference(first, other, weights, result.wanted)}
-                    if result.wanted.segmentation
-                    else {}
-                ),
-                **({"boxes": box_difference(first, other, weights)} if result.wanted.boxes else {}),
-            }
-            for other in others
-        ]
+        figures["differences"] = [run_difference(first, other, weights, result.wanted) for other in others]
     return figures

@@ -55,7 +55,7 @@ class JudgedRun:
         self.predicted = (how.get("top_k") or 1) if how.get("from") == "predicted" else None
         folder = masks or path / "masks"
         self.masks = MaskFolder.read(folder) if masks or folder.is_dir() else None
-        self._values = (folder / CLASSES_FILE).read_text(encoding="utf-8").splitlines() if self.masks else []
+        self._values = read_lines(folder / CLASSES_FILE) if self.masks else []
 
     def facts(self, dataset: Dataset) -> dict[str, Any]:
         """What of the run the figures belong to."""
@@ -72,8 +72,9 @@ class JudgedRun:
     def read(self, item: Item) -> RunMaps:
         """The maps of an item; raises ImageError, StoreError or UsageError with the reason why there are none."""
         if item.id not in self.labels:
-            reason = self._reasons.get(item.id)
-            raise ImageError(f"no map in {self.path}: {reason or 'it is not in the run'}")
+            damaged = self._run.file_path(item.id).exists()
+            reason = self._reasons.get(item.id) or ("its file is not whole" if damaged else "it is not in the run")
+            raise ImageError(f"no map in {self.path}: {reason}")
         stored, labels = self._run.read_maps(item.id), self.labels[item.id]
         numbers, initial = stored["classes"].tolist(), stored["initial"]
         size = (int(initial.shape[1]), int(initial.shape[2]))

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from command_line import Ended, arrays
 from judged_runs import GIVEN, NAMES, NUMBERS, ROWS, save_data, save_masks, save_run, truth_of
+from metrics import plain_evaluator as plain
 from PIL import Image
+
+from advcam_fast.metrics.localization import score_map
 
 Run = Callable[..., Ended]
 
@@ -103,6 +107,9 @@ def test_masks_of_refine_are_measured_in_their_own_classes(run: Run, data: str, 
     assert "masks" not in run("evaluate", "--run", folder, "--data", data, "--json").json()["runs"][0]["segmentation"]
     other = run("evaluate", "--run", folder, "--data", data, "--masks", tmp_path / "elsewhere", "--json").json()
     assert other["runs"][0]["segmentation"]["masks"] == figures["masks"]
+    (tmp_path / "elsewhere" / "classes.txt").unlink()
+    ended = run("evaluate", "--run", folder, "--data", data, "--masks", tmp_path / "elsewhere")
+    assert (ended.code, "classes.txt: No such file" in ended.error) == (2, True)
 
 
 def test_a_mask_of_another_size_fails_its_image(run: Run, data: str, tmp_path: Path) -> None:
@@ -126,6 +133,35 @@ def test_boxes_of_given_tags(run: Run, data: str, tmp_path: Path) -> None:
     assert boxes["gain"]["MaxBoxAcc"]["value"] == 1 - boxes["cam"]["MaxBoxAcc"]["value"]
 
 
+def test_boxes_alone_have_their_curve_and_examples(run: Run, data: str, tmp_path: Path) -> None:
+    folder = save_run(tmp_path / "run", noise=0.4)
+    two = (truth_of(0, ["cat"]) == 1) | (np.arange(60) >= 30)  # the right box is not that of the largest contour
+    rewrite(folder / "maps" / "a.npz", full=two[None].astype(np.float32))
+    assert run("evaluate", "--run", folder, "--data", data).code == 0
+    assert run("evaluate", "--run", folder, "--data", boxes_of(data)).code == 0
+    pictures = {file.name for file in (folder / "evaluation").glob("*.png")}
+    assert pictures == {"boxes.png", "best.png", "worst.png"}, "those of the masks are no longer true"
+    part = json.loads((folder / "metrics.json").read_text())["boxes"]["advcam"]
+    curve, threshold = part["MaxBoxAcc"]["curve"], part["MaxBoxAcc"]["threshold"]
+    at = part["thresholds"].index(threshold)
+    assert curve[at] == max(curve) == part["MaxBoxAcc"]["value"] and curve.index(max(curve)) == at
+    lines = [json.loads(line) for line in (folder / "evaluation" / "per_image.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [name for name, tags in ROWS if tags]
+    right = 0
+    for line, (number, (name, tags)) in zip(lines, ((n, row) for n, row in enumerate(ROWS) if row[1]), strict=True):
+        ious = []
+        for label, full in zip(tags.split(";"), arrays(folder / "maps" / f"{name}.npz")["full"], strict=True):
+            found, largest = plain.boxes_at(score_map(torch.from_numpy(full)).numpy(), threshold)
+            ys, xs = np.nonzero(truth_of(number, tags.split(";")) == 1 + NAMES.index(label))
+            true = plain.scaled([xs.min(), ys.min(), xs.max(), ys.max()], *full.shape)
+            ious.append(plain.overlap(found[largest], true))
+        right += sum(iou >= 0.5 for iou in ious)
+        assert line["iou"] == pytest.approx(np.mean(ious), abs=1e-6)
+    assert right / part["counted"] == part["MaxBoxAcc"]["value"]
+    with Image.open(folder / "evaluation" / "worst.png") as picture:
+        assert picture.height > 4 * 240
+
+
 def test_top_k_of_predicted_classes(run: Run, data: str, tmp_path: Path) -> None:
     """The true class is predicted first only for cats, and second for dogs; of owls there is no map."""
     settings = {"labels": {"from": "predicted", "top_k": 5}}
@@ -140,6 +176,10 @@ def test_top_k_of_predicted_classes(run: Run, data: str, tmp_path: Path) -> None
     assert (boxes["counted"], boxes["without_map"]) == (4, 1)
     assert (boxes["Top-1 Loc"]["value"], boxes["Top-5 Loc"]["value"]) == (2 / 4, 3 / 4)
     assert "MaxBoxAcc" not in boxes
+    less = save_run(tmp_path / "less", 0.1, settings, lambda tags: ["owl", "dog"])
+    ended = run("evaluate", "--run", folder, "--run", less, "--data", boxes_of(data), "--json")
+    differences = ended.json()["differences"][0]["boxes"]
+    assert {name: part["value"] for name, part in differences.items()} == {"Top-1 Loc": 1 / 4, "Top-5 Loc": 1 / 4}
 
 
 def test_pixels(run: Run, data: str, tmp_path: Path) -> None:
@@ -171,6 +211,21 @@ def test_runs_are_compared_on_the_same_images(run: Run, data: str, tmp_path: Pat
     assert "AdvCAM: voc-cvpr2021 +" in run("evaluate", "--run", good, "--run", bad, "--data", data).err
 
 
+def test_masks_and_pixels_are_compared_too(run: Run, data: str, tmp_path: Path) -> None:
+    good, bad = save_run(tmp_path / "good"), save_run(tmp_path / "bad", noise=0.9)
+    figures = run("evaluate", "--run", good, "--run", bad, "--data", data, "--pixels", "--json").json()
+    values = [part["pixels"]["advcam"]["PxAP"]["value"] for part in figures["runs"]]
+    (entry,) = figures["differences"]
+    assert "masks" not in entry and entry["pixels"]["PxAP"]["value"] == values[0] - values[1] > 0
+    assert entry["pixels"]["PxAP"]["interval"][0] > 0
+    for folder in (good, bad):
+        save_masks(folder)
+    ended = run("evaluate", "--run", good, "--run", bad, "--data", data)
+    entry = json.loads((good / "evaluation/comparison/comparison.json").read_text())["differences"][0]
+    assert entry["masks"]["ours"] == {"miou": 0, "interval": [0, 0]} and "voc-cvpr2021" not in entry["masks"]
+    assert f"{good} over {bad}, masks: ours +0.000" in ended.err
+
+
 def rewrite(file: Path, **changes: np.ndarray) -> None:
     """A map file with other arrays, of the size it had: the manifest knows it."""
     stored = arrays(file) | changes
@@ -197,6 +252,11 @@ def test_what_cannot_be_evaluated_is_named_and_the_rest_is_done(run: Run, data: 
     ):
         assert line in ended.err, ended.err
     assert "f.npz: not a whole map file" in ended.err
+    with open(folder / "maps" / "f.npz", "ab") as file:
+        file.write(b"more")
+    assert (
+        f"failed: f: no map in {folder}: its file is not whole" in run("evaluate", "--run", folder, "--data", data).err
+    )
     assert len(json.loads((folder / "metrics.json").read_text())["failures"]) == 5
 
 
@@ -259,6 +319,10 @@ def test_nothing_to_evaluate_is_one_line(run: Run, data: str, tmp_path: Path) ->
     ended = run("evaluate", "--run", folder, "--data", others)
     assert (ended.code, "it has maps of none of the 1 images" in ended.error) == (2, True)
     list_.write_text("\n".join(rows[:2]) + "\n")
+    Image.fromarray(np.full((45, 60), 255, np.uint8)).save(list_.parent / "masks/a.png")
+    ended = run("evaluate", "--run", folder, "--data", others)
+    assert (ended.code, "every pixel of the true masks is 255" in ended.error) == (2, True)
+    assert not (folder / "metrics.json").exists()
     Image.fromarray(np.zeros((3, 3), np.uint8)).save(list_.parent / "masks/a.png")
     ended = run("evaluate", "--run", folder, "--data", others)
     assert (ended.code, "none of 1 images could be evaluated; 1 of them: its mask is 3 x 3" in ended.error) == (2, True)

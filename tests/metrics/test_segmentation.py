@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from advcam_fast.errors import UsageError
 from advcam_fast.metrics.bootstrap import GROUPS, GroupSums, draw_weights, known_interval
 from advcam_fast.metrics.boundary import band_width, boundary_counts, eroded
 from advcam_fast.metrics.foreground_iou import bootstrap_best, interval
@@ -136,8 +137,41 @@ def test_a_class_that_is_nowhere_does_not_count() -> None:
     meter.add(0, count_maps(torch.tensor([[[0.0, 1], [0, 0]]]), [0], truth, torch.tensor([0.5], dtype=torch.float64)))
     summary = meter.summary(draw_weights(1), {"ours": None})
     assert meter.curve().tolist() == pytest.approx([(2 / 3 + 1 / 2) / 2])
-    assert summary["by_class"]["c0"] == {"iou": 0.5, "precision": 1.0, "recall": 0.5}
-    assert summary["by_class"]["c1"] == {"iou": None, "precision": None, "recall": None}
+    assert summary["by_class"]["c0"] == {"iou": 0.5, "interval": (0.5, 0.5), "precision": 1.0, "recall": 0.5}
+    assert summary["by_class"]["c1"] == {"iou": None, "interval": None, "precision": None, "recall": None}
+
+
+def test_classes_and_boundaries_have_the_interval_of_their_samples() -> None:
+    images = [example(seed) for seed in range(1, 12)]
+    counts = [count_maps(maps, classes, truth, THRESHOLDS) for maps, classes, truth in images]
+    meter = SegmentationMeter(THRESHOLDS.tolist(), NAMES)
+    for number, own in enumerate(counts):
+        meter.add(number, own)
+    weights = draw_weights(len(images), 60)
+    summary = meter.summary(weights, {"ours": None})
+    at = THRESHOLDS.tolist().index(summary["best"]["ours"]["threshold"])
+    pixels, boundary = [], []
+    for drawn in weights:  # each sample by itself
+        sample = np.zeros((2, 3, CLASSES + 1))
+        for often, own in zip(drawn.tolist(), counts, strict=True):
+            sample[:, :, own.classes] += often * np.stack([own.pixels[at], own.boundary[at]])
+        with np.errstate(invalid="ignore"):
+            ious = sample[:, 0] / (sample[:, 1] + sample[:, 2] - sample[:, 0])
+        pixels.append(ious[0])
+        boundary.append(np.nanmean(ious[1, 1:]))
+    assert summary["boundary_interval"] == pytest.approx(np.quantile(boundary, (0.025, 0.975)))
+    for name, samples in zip(["background", *NAMES], np.transpose(pixels), strict=True):
+        wanted = np.nanquantile(samples, (0.025, 0.975))
+        assert summary["by_class"][name]["interval"] == pytest.approx(wanted)
+        assert wanted[0] < wanted[1]
+
+
+def test_no_known_pixel_is_told() -> None:
+    meter = SegmentationMeter([0.5], NAMES)
+    threshold = torch.tensor([0.5], dtype=torch.float64)
+    meter.add(0, count_maps(torch.rand(1, 4, 5), [0], torch.full((4, 5), 255, dtype=torch.uint8), threshold))
+    with pytest.raises(UsageError, match="every pixel of the true masks is 255"):
+        meter.summary(draw_weights(1, 5), {"ours": None})
 
 
 @pytest.mark.parametrize(("height", "width"), [(30, 41), (5, 3), (1, 1), (1, 60), (64, 64)])
