@@ -14,8 +14,9 @@ from advcam_fast.export.item import ExportItem
 
 
 class ReleasedExport:
-    """NAME.npy: keys, int64 [n], the classes from 0; cam, float32 [n, (H-1)//4+1, (W-1)//4+1]; high_res [n, H, W].
+    """NAME.npy: keys, int64 [n]; cam, float32 [n, (H-1)//4+1, (W-1)//4+1]; high_res [n, H, W].
 
+    keys are the numbers of the classes in the classifier's head, those of the data where it was trained on them.
     As in that code keys and cam are torch tensors and high_res is an array. Where the run has no maps of full size
     (`label --full`), high_res is cam enlarged.
     """
