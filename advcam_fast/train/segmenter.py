@@ -177,8 +177,8 @@ class _Training(Training):
             group["lr"] = rate * share
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast == "bf16"):
             logits = self.learner(images)
-        loss = segmentation_loss(logits.float(), labels, self.config.balance == "foreground")
-        number = float(loss.detach())
+        loss = segmentation_loss(logits.float(), labels, self.config.balance == "foreground", self.team)
+        number = float(self.team.mean(loss))
         self.check(number, self.config.rate * share)
         self.optimizer.zero_grad()
         loss.backward()
@@ -198,17 +198,18 @@ class _Training(Training):
         self.team.wait()
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor, balanced: bool) -> Tensor:
+def segmentation_loss(logits: Tensor, labels: Tensor, balanced: bool, team: Team = ALONE) -> Tensor:
     """Cross entropy of logits [B, L, h, w], enlarged to labels uint8 [B, H, W], where labels are not 255; 0 if nowhere.
 
     balanced: (mean over the pixels of label 0 + mean over those of the others) / 2, where there are both.
+    team: the means are over the pixels of all its processes, whose losses (and gradients) are to be averaged.
     """
     large = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
     each = F.cross_entropy(large, labels.long(), ignore_index=UNSURE, reduction="none")
     sure = labels != UNSURE
     kinds = (sure & (labels == 0), sure & (labels > 0)) if balanced else (sure,)
-    counts = torch.stack([kind.sum() for kind in kinds])
-    means = torch.stack([(each * kind).sum() for kind in kinds]) / counts.clamp(min=1)
+    counts = team.mean(torch.stack([kind.sum() for kind in kinds]).to(each.dtype))
+    means = torch.stack([(each * kind).sum() for kind in kinds]) / counts.clamp(min=1 / team.processes)
     return means.sum() / (counts > 0).sum().clamp(min=1)
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tolerances import close
+from torch import Tensor
 from train.affinity_toy import TwoRegions
 from train.segmenter_toy import CONFIG, toy_net
 
@@ -21,6 +23,7 @@ from advcam_fast.errors import UsageError
 from advcam_fast.pipelines.train_segmenter import predicted_mask
 from advcam_fast.train import SEGMENTER_RECIPES, SegmenterConfig, train_segmenter
 from advcam_fast.train.segmenter import segmentation_loss
+from advcam_fast.train.team import Team
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +65,30 @@ def test_the_loss_is_the_plain_sum(balanced: bool) -> None:
     assert math.isclose(
         float(segmentation_loss(logits, only, True)), float(segmentation_loss(logits, only, False)), rel_tol=1e-12
     )
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_losses_of_two_processes_average_to_that_of_one(balanced: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 5, 6, generator=draw, dtype=torch.float64)
+    labels = torch.randint(3, (2, 5, 6), generator=draw).to(torch.uint8)
+    labels[0, 1:] = 255  # few pixels
+    labels[1, 0] = 0
+
+    def counts(of: Tensor) -> Tensor:
+        kinds = (of == 0, (of > 0) & (of < 255)) if balanced else (of < 255,)
+        return torch.stack([kind.sum() for kind in kinds]).double()
+
+    class Half(Team):
+        """One of two processes, of which the other counts the other image's pixels."""
+
+        def mean(self, value: Tensor) -> Tensor:
+            assert torch.equal(value, counts(labels[self.rank]))
+            return (value + counts(labels[1 - self.rank])) / 2
+
+    parts = [segmentation_loss(logits[at : at + 1], labels[at : at + 1], balanced, Half(at, 2)) for at in (0, 1)]
+    close((parts[0] + parts[1]) / 2, segmentation_loss(logits, labels, balanced))
+    assert abs(float(parts[0] - parts[1])) > 0.01  # nor would each mean by itself do
 
 
 @pytest.mark.parametrize("head", ["v2", "v3plus"])
