@@ -50,16 +50,20 @@ def free_early(steps: list[Step], output: int) -> None:
         step.writable = frozenset(source for source in step.last_use if source not in shared)
 
 
-def samplers_first(steps: list[Step]) -> None:
-    """Puts convolutions that see only some positions in front of the others that read the same value.
+def gradient_order(steps: list[Step]) -> list[int]:
+    """The numbers of the steps from the last to the first, but for convolutions that see only some positions.
 
-    Going back they come last, and add to the few positions of a gradient that is there, not to one filled with zeros.
+    These come after all others that read the same value: they add to the few positions of a gradient that is there,
+    rather than have it filled with zeros for the others to be added to.
     """
-    for step in list(steps):
+    order = list(reversed(range(len(steps))))
+    for number, step in enumerate(steps):
         if isinstance(step, Convolved) and step.residual is None and step.sliding.skips():
             first = next(at for at, other in enumerate(steps) if step.source in other.sources)
-            steps.remove(step)
-            steps.insert(first, step)
+            if first < number:
+                order.remove(number)
+                order.insert(order.index(first) + 1, number)
+    return order
 
 
 def _give(gradients: Gradients, index: int, gradient: Tensor) -> None:

@@ -39,6 +39,7 @@ class Tape:
         self.dtype = dtype
         self.backward_dtype = backward_dtype or dtype
         self.steps, self.values, self.output = _Compiler(graph, dtype, self.backward_dtype).compiled()
+        self.backwards = steps.gradient_order(self.steps)
         self._regions: dict[Size, list[Region | None]] = {}
         self.unknown = Counter(step.name for step in self.steps if isinstance(step, steps.Autograd))
 
@@ -74,10 +75,11 @@ class Tape:
         gradients: list[Any] = [None] * self.values
         own = gradient.to(self.backward_dtype, memory_format=torch.channels_last)
         gradients[self.output] = own.clone(memory_format=torch.channels_last) if own is gradient else own
-        for step, kept in zip(reversed(self.steps), reversed(saved), strict=True):
+        for number in self.backwards:
+            step = self.steps[number]
             own, gradients[step.output] = gradients[step.output], None
             if own is not None:
-                step.backward(own, kept, gradients)
+                step.backward(own, saved[number], gradients)
         if gradients[0] is None:
             raise UnknownNetwork("no gradient comes to its input")
         return gradients[0].to(self.dtype)
@@ -114,7 +116,6 @@ class _Compiler:
         last = self.index[output]
         if last == 0:
             raise UnknownNetwork("no layers")
-        steps.samplers_first(self.steps)
         steps.free_early(self.steps, last)
         return self.steps, self.count, last
 
