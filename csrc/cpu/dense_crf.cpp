@@ -15,7 +15,7 @@
 namespace advcam::cpu {
 namespace {
 // What one job takes on.
-constexpr int64_t kVerticesOfJob = 1024, kLinksOfJob = 4096;
+constexpr int64_t kVerticesOfJob = 1024, kLinksOfJob = 4096, kPatchesOfJob = 4;
 
 template <class T>
 void blur_axis(const Lattice<T>& lattice, int axis, int64_t job, int leaf, T* value) {
@@ -34,6 +34,14 @@ template <class T>
 Corners<T> corners_at(const Lattice<T>& lattice, int64_t patch, int64_t tile) {
   const int64_t at = lattice.at(patch, tile);
   return {lattice.corner.get() + at, lattice.weight.get() + at};
+}
+
+// Has the corners of the tile after this one fetched: they lie behind these, and no cache has kept them since the last
+// step. Inline, or the compiler drops the call of what has no result.
+template <class T>
+ADVCAM_INLINE void fetch_next(Corners<T> at, int corners) {
+  for (int i = corners * kTile; i < 2 * corners * kTile; i += 64 / sizeof(T)) __builtin_prefetch(at.weight + i);
+  for (int i = corners * kTile; i < 2 * corners * kTile; i += 32) __builtin_prefetch(at.copy + i);
 }
 
 // What of a lattice's values a patch has.
@@ -141,21 +149,11 @@ class MeanField {
     for (int64_t step = 0; step <= c_.steps; ++step) {
       const bool last = step == c_.steps;
       if (step) sum_copies(), blur();
-      in_parallel(threads_, patches_.count, [&](int64_t p) {
-        const Scratch scratch(*this, p);
-        for (size_t v = 0; v < values_.size(); ++v) {
-          if (step) fetch(v, p, scratch.value[v].get());
-          if (!last) std::fill_n(copies(v, p, scratch), Copies<T>(lattice(v), p).count * block(v).width, T(0));
-        }
-        for (int64_t t = 0; t < patches_.tiles; ++t) {
-          if (step)
-            slice(p, t, scratch);
-          else
-            std::fill_n(scratch.rows.get(), rows_ * kTile, T(0));
-          good[p] &= update(p, t, last, unary, scratch.rows.get(), scratch.padded.get());
-          last ? give(p, t, scratch.rows.get(), out) : splat(p, t, scratch);
-        }
-        if (alone() && !last) scatter(p, scratch);
+      const int64_t of_job = alone() ? patches_.count : kPatchesOfJob;
+      in_parallel(threads_, jobs_of(patches_.count, of_job), [&](int64_t job) {
+        const Scratch scratch(*this);
+        for (int64_t p = job * of_job; p < std::min(patches_.count, (job + 1) * of_job); ++p)
+          good[p] = work(p, step > 0, last, scratch, unary, out);
       });
       if (std::find(good.begin(), good.end(), 0) != good.end()) return false;
     }
@@ -173,16 +171,18 @@ class MeanField {
   // several leave it in the copies, which the vertices then add in the same order.
   std::vector<Array<T>> values_, sums_, copies_;
 
-  // What a patch is worked on with.
+  // What patches are worked on with.
   struct Scratch {
     Array<T> rows, points, padded;
-    std::vector<Array<T>> value, copies;  // [kernels, blocks] of [copies of the patch, width]
-    Scratch(const MeanField& of, int64_t patch)
+    std::vector<Array<T>> value, copies;  // [kernels, blocks] of [the most copies of a patch, width]
+    explicit Scratch(const MeanField& of)
         : rows(of.rows_ * kTile), points(kMostChannels * kTile), padded(of.c_.labels * kTile) {
       std::fill_n(&rows[(of.rows_ - 1) * kTile], kTile, T(0));  // of no channel
       for (size_t v = 0; v < of.values_.size(); ++v) {
-        const int64_t size = Copies<T>(of.lattice(v), patch).count * of.block(v).width;
-        value.emplace_back(size), copies.emplace_back(of.alone() ? size : 0);
+        int64_t most = 0;
+        for (int64_t p = 0; p < of.patches_.count; ++p) most = std::max(most, Copies<T>(of.lattice(v), p).count);
+        value.emplace_back(most * of.block(v).width);
+        copies.emplace_back(of.alone() ? most * of.block(v).width : 0);
       }
     }
   };
@@ -192,6 +192,25 @@ class MeanField {
   bool alone() const { return threads_ == 1; }
   T* copies(size_t v, int64_t patch, const Scratch& scratch) const {
     return alone() ? scratch.copies[v].get() : &copies_[v][Copies<T>(lattice(v), patch).first * block(v).width];
+  }
+
+  // A step of a patch; there are messages but before the first.
+  bool work(int64_t p, bool messages, bool last, const Scratch& scratch, const T* unary, T* out) {
+    bool good = true;
+    for (size_t v = 0; v < values_.size(); ++v) {
+      if (messages) fetch(v, p, scratch.value[v].get());
+      if (!last) std::fill_n(copies(v, p, scratch), Copies<T>(lattice(v), p).count * block(v).width, T(0));
+    }
+    for (int64_t t = 0; t < patches_.tiles; ++t) {
+      if (messages)
+        slice(p, t, scratch);
+      else
+        std::fill_n(scratch.rows.get(), rows_ * kTile, T(0));
+      good &= update(p, t, last, unary, scratch.rows.get(), scratch.padded.get());
+      last ? give(p, t, scratch.rows.get(), out) : splat(p, t, scratch);
+    }
+    if (alone() && !last) scatter(p, scratch);
+    return good;
   }
 
   // Calls each(values, job) for all values, as many jobs as count says for their lattice.
@@ -223,9 +242,8 @@ class MeanField {
 
   void blur() {
     for (int axis = 0; axis < 6; ++axis)
-      for_values(
-          [&](const Lattice<T>& l) { return axis < l.corners ? jobs_of(l.linked[axis], kLinksOfJob) : 0; },
-          [&](size_t v, int64_t job) { blur_axis(lattice(v), axis, job, block(v).leaf, values_[v].get()); });
+      for_values([&](const Lattice<T>& l) { return axis < l.corners ? jobs_of(l.linked[axis], kLinksOfJob) : 0; },
+                 [&](size_t v, int64_t job) { blur_axis(lattice(v), axis, job, block(v).leaf, values_[v].get()); });
   }
 
   void fetch(size_t v, int64_t patch, T* value) const {
@@ -243,6 +261,7 @@ class MeanField {
         const Lattice<T>& l = kernels_[k]->lattice;
         from[k] = {corners_at(l, patch, tile), scratch.value[k * blocks_.size() + b].get(), kernels_[k]->scale};
         corners += l.corners;
+        if (b == 0) fetch_next(from[k].at, l.corners);
       }
       if (corners)
         (corners == 3   ? Leaves<T>::slice3

@@ -126,7 +126,7 @@ SIMPLICES(5, int64_t)
 
 // kStart marks the first vertex of a chain.
 constexpr uint32_t kStart = 0x80000000u;
-constexpr int kSlack = 16;  // behind the arrays that are looked into ahead of time
+constexpr int kSlack = 32;  // behind the arrays that are looked into ahead of time
 
 template <class T>
 struct Lattice {

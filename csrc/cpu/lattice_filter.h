@@ -108,8 +108,7 @@ template <class T, int kCorners>
 ADVCAM_INLINE void slice_tile(const Source<T>& from, T* __restrict message) {
   T sum[kTile] = {};
   for (int c = 0; c < kCorners; ++c)
-    for (int n = 0; n < kTile; ++n)
-      sum[n] += from.copies[from.at.copy[c * kTile + n]] * from.at.weight[c * kTile + n];
+    for (int n = 0; n < kTile; ++n) sum[n] += from.copies[from.at.copy[c * kTile + n]] * from.at.weight[c * kTile + n];
   for (int n = 0; n < kTile; ++n) message[n] += sum[n] * from.scale;
 }
 
@@ -297,7 +296,8 @@ struct Leaves;
   ADVCAM_CLONES static void to_rows_##T##K(const T* p, T* const* r) { to_rows<T, K>(p, r); }                         \
   ADVCAM_CLONES static void to_points_##T##K(const T* const* r, T* p) { to_points<T, K>(r, p); }                     \
   ADVCAM_CLONES static void blur_##T##K(const uint32_t* a, const uint32_t* b, T* v) { blur<T, K>(a, b, v); }
-#define ADVCAM_TABLE(leaf, T) {leaf##_##T##1, leaf##_##T##2, leaf##_##T##4, leaf##_##T##8, leaf##_##T##16, leaf##_##T##20}
+#define ADVCAM_TABLE(leaf, T) \
+  {leaf##_##T##1, leaf##_##T##2, leaf##_##T##4, leaf##_##T##8, leaf##_##T##16, leaf##_##T##20}
 // By the place of their width in kWidths.
 #define ADVCAM_FILTER(T)                                                                                            \
   ADVCAM_CHANNELS(T, 1)                                                                                             \
