@@ -15,17 +15,17 @@
 namespace advcam::cpu {
 namespace {
 // What one job takes on.
-constexpr int64_t kVerticesOfJob = 1024, kLinksOfJob = 4096;
+constexpr int64_t kVerticesOfJob = 1024, kLinksOfJob = 4096, kPatchesOfJob = 4;
 
 template <class T>
-void blur_axis(const Lattice<T>& lattice, int axis, int64_t job, int log_width, T* value) {
+void blur_axis(const Lattice<T>& lattice, int axis, int64_t job, int leaf, T* value) {
   const uint32_t* chains = lattice.chain(axis);
   const auto start = [&](int64_t place) {  // of the first chain that begins at this place or behind it
     const uint32_t* at = chains + std::min(place, lattice.linked[axis]);
     while (!(*at & kStart)) ++at;
     return at;
   };
-  Leaves<T>::blur[log_width](start(job * kLinksOfJob), start((job + 1) * kLinksOfJob), value);
+  Leaves<T>::blur[leaf](start(job * kLinksOfJob), start((job + 1) * kLinksOfJob), value);
 }
 
 int64_t jobs_of(int64_t items, int64_t of_job) { return (items + of_job - 1) / of_job; }
@@ -34,6 +34,14 @@ template <class T>
 Corners<T> corners_at(const Lattice<T>& lattice, int64_t patch, int64_t tile) {
   const int64_t at = lattice.at(patch, tile);
   return {lattice.corner.get() + at, lattice.weight.get() + at};
+}
+
+// Has the corners of the tile after this one fetched: they lie behind these, and no cache has kept them since the last
+// step. Inline, or the compiler drops the call of what has no result.
+template <class T>
+ADVCAM_INLINE void fetch_next(Corners<T> at, int corners) {
+  for (int i = corners * kTile; i < 2 * corners * kTile; i += 64 / sizeof(T)) __builtin_prefetch(at.weight + i);
+  for (int i = corners * kTile; i < 2 * corners * kTile; i += 32) __builtin_prefetch(at.copy + i);
 }
 
 // What of a lattice's values a patch has.
@@ -48,14 +56,14 @@ struct Copies {
 };
 
 template <class T>
-void gather_copies(const Lattice<T>& l, int64_t job, int log_width, const T* copies, T* value) {
+void gather_copies(const Lattice<T>& l, int64_t job, int leaf, const T* copies, T* value) {
   const int64_t first = job * kVerticesOfJob, count = std::min(kVerticesOfJob, l.vertices - first);
-  Leaves<T>::gather[log_width](l.begin.get() + first, l.copy.get(), count, copies, value + (first << log_width));
+  Leaves<T>::gather[leaf](l.begin.get() + first, l.copy.get(), count, copies, value + first * kWidths[leaf]);
 }
 
 // Channels that are filtered side by side.
 struct Block {
-  int width, log_width;
+  int leaf, width;           // the place of the width in kWidths
   std::vector<int64_t> row;  // [width]  of each channel, in a tile
 };
 
@@ -64,8 +72,9 @@ std::vector<Block> blocks_of(int64_t sets, int64_t labels) {
   std::vector<Block> blocks;
   const int64_t channels = sets * (labels - 1);
   for (int64_t first = 0; first < channels; first += blocks.back().width) {
-    Block block{1, 0, {}};
-    while (block.width < kMostChannels && block.width < channels - first) block.width *= 2, ++block.log_width;
+    int leaf = 0;
+    while (kWidths[leaf] < kMostChannels && kWidths[leaf] < channels - first) ++leaf;
+    Block block{leaf, kWidths[leaf], {}};
     for (int64_t c = first; c < first + block.width; ++c)
       block.row.push_back(c < channels ? c / (labels - 1) * labels + c % (labels - 1) : sets * labels);
     blocks.push_back(std::move(block));
@@ -104,8 +113,9 @@ struct Kernel {
       const Copies<T> own(lattice, p);
       Leaves<T>::fetch[0](own.vertex, own.count, value.get(), &copies[own.first]);
       for (int64_t t = 0; t < patches.tiles; ++t) {
-        T norm[kTile] = {};
-        (small ? Leaves<T>::slice3 : Leaves<T>::slice6)[0](corners_at(lattice, p, t), alpha, &copies[own.first], norm);
+        T norm[kTile];
+        const Source<T> from{corners_at(lattice, p, t), &copies[own.first], alpha};
+        (small ? Leaves<T>::slice3 : Leaves<T>::slice6)[0](&from, norm);
         for (T& f : norm) f = T(1) / std::sqrt(f + T(1e-20));
         for (int c = 0; c < corners; ++c)
           for (int n = 0; n < kTile; ++n) lattice.weight[lattice.at(p, t) + c * kTile + n] *= norm[n];
@@ -128,7 +138,8 @@ class MeanField {
     for (const Kernel<T>* kernel : kernels_) {
       for (const Block& block : blocks_) {
         values_.emplace_back(kernel->lattice.vertices * block.width);
-        copies_.emplace_back(kernel->lattice.copies.back() * block.width);
+        sums_.emplace_back(alone() ? kernel->lattice.vertices * block.width : 0);
+        copies_.emplace_back(alone() ? 0 : kernel->lattice.copies.back() * block.width);
       }
     }
   }
@@ -137,22 +148,12 @@ class MeanField {
     std::vector<uint8_t> good(patches_.count, 1);
     for (int64_t step = 0; step <= c_.steps; ++step) {
       const bool last = step == c_.steps;
-      if (step) gather(), blur();
-      in_parallel(threads_, patches_.count, [&](int64_t p) {
-        const Array<T> rows(rows_ * kTile), message(kMostChannels * kTile), padded(c_.labels * kTile);
-        std::fill_n(&rows[(rows_ - 1) * kTile], kTile, T(0));  // of no channel
-        std::vector<Array<T>> points;
-        for (const Block& block : blocks_) points.emplace_back(patches_.slots() * block.width);
-        if (step) fetch(p);
-        for (int64_t t = 0; t < patches_.tiles; ++t) {
-          if (step)
-            slice(p, t, rows.get(), message.get());
-          else
-            std::fill_n(rows.get(), rows_ * kTile, T(0));
-          good[p] &= update(p, t, last, unary, rows.get(), padded.get());
-          last ? give(p, t, rows.get(), out) : keep(t, rows.get(), points);
-        }
-        if (!last) splat(p, points);
+      if (step) sum_copies(), blur();
+      const int64_t of_job = alone() ? patches_.count : kPatchesOfJob;
+      in_parallel(threads_, jobs_of(patches_.count, of_job), [&](int64_t job) {
+        const Scratch scratch(*this);
+        for (int64_t p = job * of_job; p < std::min(patches_.count, (job + 1) * of_job); ++p)
+          good[p] = work(p, step > 0, last, scratch, unary, out);
       });
       if (std::find(good.begin(), good.end(), 0) != good.end()) return false;
     }
@@ -166,11 +167,51 @@ class MeanField {
   const int threads_;
   const int64_t pixels_, rows_;
   const std::vector<Block> blocks_;
-  std::vector<Array<T>> values_, copies_;  // [kernels, blocks] of [vertices, width] and [copies, width]
+  // [kernels, blocks] of [vertices, width] and [copies, width]. One thread adds what a patch has to the sums at once;
+  // several leave it in the copies, which the vertices then add in the same order.
+  std::vector<Array<T>> values_, sums_, copies_;
+
+  // What patches are worked on with.
+  struct Scratch {
+    Array<T> rows, points, padded;
+    std::vector<Array<T>> value, copies;  // [kernels, blocks] of [the most copies of a patch, width]
+    explicit Scratch(const MeanField& of)
+        : rows(of.rows_ * kTile), points(kMostChannels * kTile), padded(of.c_.labels * kTile) {
+      std::fill_n(&rows[(of.rows_ - 1) * kTile], kTile, T(0));  // of no channel
+      for (size_t v = 0; v < of.values_.size(); ++v) {
+        int64_t most = 0;
+        for (int64_t p = 0; p < of.patches_.count; ++p) most = std::max(most, Copies<T>(of.lattice(v), p).count);
+        value.emplace_back(most * of.block(v).width);
+        copies.emplace_back(of.alone() ? most * of.block(v).width : 0);
+      }
+    }
+  };
 
   const Lattice<T>& lattice(size_t v) const { return kernels_[v / blocks_.size()]->lattice; }
   const Block& block(size_t v) const { return blocks_[v % blocks_.size()]; }
-  T* copies(size_t v, int64_t patch) const { return &copies_[v][Copies<T>(lattice(v), patch).first * block(v).width]; }
+  bool alone() const { return threads_ == 1; }
+  T* copies(size_t v, int64_t patch, const Scratch& scratch) const {
+    return alone() ? scratch.copies[v].get() : &copies_[v][Copies<T>(lattice(v), patch).first * block(v).width];
+  }
+
+  // A step of a patch; there are messages but before the first.
+  bool work(int64_t p, bool messages, bool last, const Scratch& scratch, const T* unary, T* out) {
+    bool good = true;
+    for (size_t v = 0; v < values_.size(); ++v) {
+      if (messages) fetch(v, p, scratch.value[v].get());
+      if (!last) std::fill_n(copies(v, p, scratch), Copies<T>(lattice(v), p).count * block(v).width, T(0));
+    }
+    for (int64_t t = 0; t < patches_.tiles; ++t) {
+      if (messages)
+        slice(p, t, scratch);
+      else
+        std::fill_n(scratch.rows.get(), rows_ * kTile, T(0));
+      good &= update(p, t, last, unary, scratch.rows.get(), scratch.padded.get());
+      last ? give(p, t, scratch.rows.get(), out) : splat(p, t, scratch);
+    }
+    if (alone() && !last) scatter(p, scratch);
+    return good;
+  }
 
   // Calls each(values, job) for all values, as many jobs as count says for their lattice.
   template <class Count, class Each>
@@ -181,38 +222,56 @@ class MeanField {
     in_parallel(threads_, jobs.size(), [&](int64_t i) { each(jobs[i].first, jobs[i].second); });
   }
 
-  void gather() {
+  void sum_copies() {
+    if (alone()) return std::swap(values_, sums_);
     for_values([](const Lattice<T>& l) { return jobs_of(l.vertices, kVerticesOfJob); },
                [&](size_t v, int64_t job) {
-                 gather_copies(lattice(v), job, block(v).log_width, copies_[v].get(), values_[v].get());
+                 gather_copies(lattice(v), job, block(v).leaf, copies_[v].get(), values_[v].get());
                });
+  }
+
+  void scatter(int64_t patch, const Scratch& scratch) {
+    for (size_t v = 0; v < values_.size(); ++v) {
+      const Lattice<T>& l = lattice(v);
+      const Copies<T> own(l, patch);
+      const int width = block(v).width, *first = &l.first[patch];
+      std::fill_n(&sums_[v][int64_t{first[0]} * width], int64_t{first[1] - first[0]} * width, T(0));
+      Leaves<T>::scatter[block(v).leaf](own.vertex, own.count, scratch.copies[v].get(), sums_[v].get());
+    }
   }
 
   void blur() {
     for (int axis = 0; axis < 6; ++axis)
-      for_values(
-          [&](const Lattice<T>& l) { return axis < l.corners ? jobs_of(l.linked[axis], kLinksOfJob) : 0; },
-          [&](size_t v, int64_t job) { blur_axis(lattice(v), axis, job, block(v).log_width, values_[v].get()); });
+      for_values([&](const Lattice<T>& l) { return axis < l.corners ? jobs_of(l.linked[axis], kLinksOfJob) : 0; },
+                 [&](size_t v, int64_t job) { blur_axis(lattice(v), axis, job, block(v).leaf, values_[v].get()); });
   }
 
-  void fetch(int64_t patch) {
-    for (size_t v = 0; v < values_.size(); ++v) {
-      const Copies<T> own(lattice(v), patch);
-      Leaves<T>::fetch[block(v).log_width](own.vertex, own.count, values_[v].get(), copies(v, patch));
-    }
+  void fetch(size_t v, int64_t patch, T* value) const {
+    const Copies<T> own(lattice(v), patch);
+    Leaves<T>::fetch[block(v).leaf](own.vertex, own.count, values_[v].get(), value);
   }
 
   // The messages of a tile, into its rows.
-  void slice(int64_t patch, int64_t tile, T* rows, T* message) {
+  void slice(int64_t patch, int64_t tile, const Scratch& scratch) const {
     for (size_t b = 0; b < blocks_.size(); ++b) {
       const Block& block = blocks_[b];
-      std::fill_n(message, block.width * kTile, T(0));
-      for (size_t v = b; v < values_.size(); v += blocks_.size())
-        (lattice(v).corners == 3 ? Leaves<T>::slice3 : Leaves<T>::slice6)[block.log_width](
-            corners_at(lattice(v), patch, tile), kernels_[v / blocks_.size()]->scale, copies(v, patch), message);
+      Source<T> from[2];
+      int corners = 0;
+      for (size_t k = 0; k < kernels_.size(); ++k) {
+        const Lattice<T>& l = kernels_[k]->lattice;
+        from[k] = {corners_at(l, patch, tile), scratch.value[k * blocks_.size() + b].get(), kernels_[k]->scale};
+        corners += l.corners;
+        if (b == 0) fetch_next(from[k].at, l.corners);
+      }
+      if (corners)
+        (corners == 3   ? Leaves<T>::slice3
+         : corners == 6 ? Leaves<T>::slice6
+                        : Leaves<T>::slice9)[block.leaf](from, scratch.points.get());
+      else
+        std::fill_n(scratch.points.get(), block.width * kTile, T(0));
       T* row[kMostChannels];
-      for (int k = 0; k < block.width; ++k) row[k] = rows + block.row[k] * kTile;
-      Leaves<T>::to_rows[block.log_width](message, row);
+      for (int k = 0; k < block.width; ++k) row[k] = &scratch.rows[block.row[k] * kTile];
+      Leaves<T>::to_rows[block.leaf](scratch.points.get(), row);
     }
   }
 
@@ -252,22 +311,15 @@ class MeanField {
     });
   }
 
-  void keep(int64_t tile, const T* rows, const std::vector<Array<T>>& points) {
+  void splat(int64_t patch, int64_t tile, const Scratch& scratch) const {
     for (size_t b = 0; b < blocks_.size(); ++b) {
+      const Block& block = blocks_[b];
       const T* row[kMostChannels];
-      for (int k = 0; k < blocks_[b].width; ++k) row[k] = rows + blocks_[b].row[k] * kTile;
-      Leaves<T>::to_points[blocks_[b].log_width](row, &points[b][tile * kTile * blocks_[b].width]);
-    }
-  }
-
-  void splat(int64_t patch, const std::vector<Array<T>>& points) {
-    for (size_t v = 0; v < values_.size(); ++v) {
-      const int width = block(v).width;
-      T* const own = copies(v, patch);
-      std::fill_n(own, Copies<T>(lattice(v), patch).count * width, T(0));
-      for (int64_t t = 0; t < patches_.tiles; ++t)
-        (lattice(v).corners == 3 ? Leaves<T>::splat3 : Leaves<T>::splat6)[block(v).log_width](
-            corners_at(lattice(v), patch, t), &points[v % blocks_.size()][t * kTile * width], own);
+      for (int k = 0; k < block.width; ++k) row[k] = &scratch.rows[block.row[k] * kTile];
+      Leaves<T>::to_points[block.leaf](row, scratch.points.get());
+      for (size_t v = b; v < values_.size(); v += blocks_.size())
+        (lattice(v).corners == 3 ? Leaves<T>::splat3 : Leaves<T>::splat6)[block.leaf](
+            corners_at(lattice(v), patch, tile), scratch.points.get(), copies(v, patch, scratch));
     }
   }
 };

@@ -53,9 +53,8 @@ class Numbering {
     }
     for (int32_t k = 0; k < n; ++k) numbers[others[k]] = add(keys[others[k]]);
   }
-  // The numbers of keys + step; how many keys there are for those that are absent.
-  void find(const Key* keys, int64_t count, Key step, int32_t* numbers) const {
-    const int32_t absent = static_cast<int32_t>(keys_.size());
+  // The numbers of keys + step, or `absent`.
+  void find(const Key* keys, int64_t count, Key step, int32_t absent, int32_t* numbers) const {
     int32_t others[kTile], n = 0;
     for (int32_t i = 0; i < count; ++i) {
       const Key key = keys[i] + step;
@@ -70,6 +69,18 @@ class Numbering {
     }
   }
   const std::vector<Key>& keys() const { return keys_; }
+  void renumber(const int32_t* numbers) {
+    for (Slot& slot : slots_) slot.number = numbers[slot.number];
+  }
+  // All keys and their numbers, in the order of their places. The hash of a sum is the sum of the hashes: keys + step
+  // are found in the order of their places too, and a look-up finds what it wants in the cache.
+  void in_order(Key* keys, int32_t* numbers) const {
+    size_t n = 0;
+    for (size_t i = 0; n < keys_.size(); ++i) {
+      keys[n] = slots_[i].key, numbers[n] = slots_[i].number;
+      n += slots_[i].key != kNone;
+    }
+  }
 
  private:
   static constexpr Key kNone = -1;
@@ -115,7 +126,7 @@ SIMPLICES(5, int64_t)
 
 // kStart marks the first vertex of a chain.
 constexpr uint32_t kStart = 0x80000000u;
-constexpr int kSlack = 16;  // behind the arrays that are looked into ahead of time
+constexpr int kSlack = 32;  // behind the arrays that are looked into ahead of time
 
 template <class T>
 struct Lattice {
@@ -124,6 +135,7 @@ struct Lattice {
   Array<uint16_t> corner;       // [patches, tiles, corners, kTile]  copies of each pixel, from the patch's first on
   Array<T> weight;              // [patches, tiles, corners, kTile]  0 outside the image
   std::vector<int32_t> copies;  // [patches + 1]  where the copies of each patch begin
+  std::vector<int32_t> first;   // [patches + 1]  the first vertex that no patch before this one has
   Array<int32_t> vertex;        // [copies]
   Array<int32_t> begin, copy;   // [vertices + 1], [copies]  of each vertex its copies, in the order of the patches
   Array<uint32_t> chains;       // [corners, vertices + 1]  neighbours along the axis one after another; one is no chain
@@ -154,7 +166,8 @@ class LatticeBuilder {
     to_.vertex = Array<int32_t>(to_.copies.back()), to_.copy = Array<int32_t>(to_.copies.back());
     in_parallel(threads, d + 1, [&](int64_t c) { number(c); });  // a colour's vertices are no other's: one job each
     order();
-    in_parallel(threads, d + 1, [&](int64_t c) { find_neighbours(c), renumber(c); });
+    in_parallel(threads, d + 1, [&](int64_t c) { renumber(c); });
+    in_parallel(threads, d + 1, [&](int64_t c) { find_neighbours(c); });
     in_parallel(threads, d + 1, [&](int64_t axis) { link(axis); });
   }
 
@@ -250,6 +263,7 @@ class LatticeBuilder {
       for (size_t i = 0; i < own.count.size(); ++i) ++place[bucket(own, i) + 1];
     }
     for (size_t i = 1; i < place.size(); ++i) place[i] += place[i - 1];
+    for (int64_t p = 0; p <= patches_.count; ++p) to_.first.push_back(place[p * kClasses]);
     to_.begin = Array<int32_t>(to_.vertices + 1), to_.begin[0] = 0;
     for (Colour& own : colour_) {
       for (size_t i = 0; i < own.count.size(); ++i) {
@@ -266,6 +280,7 @@ class LatticeBuilder {
 
   void renumber(int64_t c) {
     Colour& own = colour_[c];
+    own.numbers.renumber(own.number.data());
     std::fill(own.count.begin(), own.count.end(), 0);
     for (int64_t p = 0; p < patches_.count; ++p) {
       for (int32_t i = to_.copies[p] + name_[p].first[c]; i < to_.copies[p] + name_[p].first[c + 1]; ++i) {
@@ -279,13 +294,17 @@ class LatticeBuilder {
   // The neighbours of a colour's vertices, one step up along each axis.
   void find_neighbours(int64_t c) {
     const Colour &own = colour_[c], &above = colour_[c == d ? 0 : c + 1];
-    const std::vector<Key>& keys = own.numbers.keys();
-    for (size_t i = 0; i < keys.size(); i += kTile) {
-      const int64_t count = std::min<int64_t>(kTile, keys.size() - i);
-      for (int axis = 0; axis <= d; ++axis) {
-        int32_t found[kTile], *up = &up_[axis * to_.vertices];
-        above.numbers.find(&keys[i], count, static_cast<Key>(shape_.up(axis, static_cast<int>(c))), found);
-        for (int64_t k = 0; k < count; ++k) up[own.number[i + k]] = above.number[found[k]];
+    const int64_t size = own.numbers.keys().size();
+    const Array<Key> keys(size + 1);
+    const Array<int32_t> number(size + 1);
+    own.numbers.in_order(keys.get(), number.get());
+    for (int axis = 0; axis <= d; ++axis) {
+      const Key step = static_cast<Key>(shape_.up(axis, static_cast<int>(c)));
+      int32_t found[kTile], *up = &up_[axis * to_.vertices];
+      for (int64_t i = 0; i < size; i += kTile) {
+        const int64_t count = std::min<int64_t>(kTile, size - i);
+        above.numbers.find(&keys[i], count, step, static_cast<int32_t>(to_.vertices), found);
+        for (int64_t k = 0; k < count; ++k) up[number[i + k]] = found[k];
       }
     }
   }

@@ -11,7 +11,8 @@
 #include "cpu/simd.h"
 
 namespace advcam::cpu {
-constexpr int kMostChannels = 16;  // of a block
+// How many channels a block may have. 20 are VOC's 21 labels but one.
+constexpr int kWidths[] = {1, 2, 4, 8, 16, 20}, kMostChannels = 20;
 
 template <class T, int K>
 struct VectorOf {
@@ -20,6 +21,18 @@ struct VectorOf {
 template <class T>
 struct VectorOf<T, 1> {
   using type = T;
+};
+template <class T>
+struct __attribute__((may_alias)) Twenty {
+  typename VectorOf<T, 16>::type most;
+  typename VectorOf<T, 4>::type rest;
+  ADVCAM_BOTH Twenty operator+(const Twenty& o) const { return {most + o.most, rest + o.rest}; }
+  ADVCAM_BOTH Twenty operator*(T factor) const { return {most * factor, rest * factor}; }
+  ADVCAM_BOTH void operator+=(const Twenty& o) { most += o.most, rest += o.rest; }
+};
+template <class T>
+struct VectorOf<T, 20> {
+  using type = Twenty<T>;
 };
 
 // sum[i] = sum of the values at the places [begin[i], begin[i + 1]): of a vertex, over its copies.
@@ -43,6 +56,14 @@ ADVCAM_INLINE void fetch(const int32_t* vertex, int64_t count, const T* value, T
     *reinterpret_cast<V*>(copy + K * i) = *reinterpret_cast<const V*>(value + int64_t{K} * vertex[i]);
 }
 
+// value[vertex[i]] += copy[i]
+template <class T, int K>
+ADVCAM_INLINE void scatter(const int32_t* vertex, int64_t count, const T* copy, T* value) {
+  using V = typename VectorOf<T, K>::type;
+  for (int64_t i = 0; i < count; ++i)
+    *reinterpret_cast<V*>(value + int64_t{K} * vertex[i]) += *reinterpret_cast<const V*>(copy + K * i);
+}
+
 // What a tile's pixels need of a lattice: [corners, kTile].
 template <class T>
 struct Corners {
@@ -64,21 +85,47 @@ ADVCAM_INLINE void splat(Corners<T> at, const T* points, T* copies) {
   }
 }
 
-// message [kTile, K] += scale * sum over the corners of weight * copies.
+// Of a lattice that a message comes from.
+template <class T>
+struct Source {
+  Corners<T> at;
+  const T* copies;
+  T scale;
+};
+
+// message = scale * sum over the corners of weight * copies, of pixel n; or more of the same.
 template <class T, int K, int kCorners>
-ADVCAM_INLINE void slice(Corners<T> at, T scale, const T* copies, T* message) {
+ADVCAM_INLINE void slice_pixel(const Source<T>& from, int n, typename VectorOf<T, K>::type& message) {
   using V = typename VectorOf<T, K>::type;
-  if constexpr (K == 1) {  // the vector is one of points
-    T sum[kTile] = {};
-    for (int c = 0; c < kCorners; ++c)
-      for (int n = 0; n < kTile; ++n) sum[n] += copies[at.copy[c * kTile + n]] * at.weight[c * kTile + n];
-    for (int n = 0; n < kTile; ++n) message[n] += sum[n] * scale;
+  V sum{};
+  for (int c = 0; c < kCorners; ++c)
+    sum += *reinterpret_cast<const V*>(from.copies + K * from.at.copy[c * kTile + n]) * from.at.weight[c * kTile + n];
+  message += sum * from.scale;
+}
+
+// For one channel the vector is one of points.
+template <class T, int kCorners>
+ADVCAM_INLINE void slice_tile(const Source<T>& from, T* __restrict message) {
+  T sum[kTile] = {};
+  for (int c = 0; c < kCorners; ++c)
+    for (int n = 0; n < kTile; ++n) sum[n] += from.copies[from.at.copy[c * kTile + n]] * from.at.weight[c * kTile + n];
+  for (int n = 0; n < kTile; ++n) message[n] += sum[n] * from.scale;
+}
+
+// message [kTile, K]: what comes from a lattice of three corners, from one of six, or from both.
+template <class T, int K, int kCorners>
+ADVCAM_INLINE void slice(const Source<T>* from, T* message) {
+  using V = typename VectorOf<T, K>::type;
+  if constexpr (K == 1) {
+    std::fill_n(message, kTile, T(0));
+    if constexpr (kCorners != 6) slice_tile<T, 3>(from[0], message);
+    if constexpr (kCorners != 3) slice_tile<T, 6>(from[kCorners == 9], message);
   } else {
     for (int n = 0; n < kTile; ++n) {
-      V sum{};
-      for (int c = 0; c < kCorners; ++c)
-        sum += *reinterpret_cast<const V*>(copies + K * at.copy[c * kTile + n]) * at.weight[c * kTile + n];
-      *reinterpret_cast<V*>(message + K * n) += sum * scale;
+      V all{};
+      if constexpr (kCorners != 6) slice_pixel<T, K, 3>(from[0], n, all);
+      if constexpr (kCorners != 3) slice_pixel<T, K, 6>(from[kCorners == 9], n, all);
+      *reinterpret_cast<V*>(message + K * n) = all;
     }
   }
 }
@@ -109,6 +156,13 @@ ADVCAM_INLINE void to_points(const T* const* row, T* points) {
   }
 }
 
+// A vector of a vertex that will be written to.
+template <class T, int K>
+ADVCAM_INLINE void fetch_ahead(const T* vector) {
+  __builtin_prefetch(vector, 1);
+  if constexpr (K * sizeof(T) > 64) __builtin_prefetch(vector + K - 1, 1);
+}
+
 // value <- value + (lower + upper) / 2 along the chains [first, last), in place. *first and *last begin chains.
 template <class T, int K>
 ADVCAM_INLINE void blur(const uint32_t* first, const uint32_t* last, T* value) {
@@ -119,7 +173,7 @@ ADVCAM_INLINE void blur(const uint32_t* first, const uint32_t* last, T* value) {
   V lower{}, middle = *here;
   for (const uint32_t* chain = first; chain != last; ++chain) {
     const uint32_t next = chain[1];
-    if constexpr (K > 2) __builtin_prefetch(value + int64_t{K} * (chain[kSlack] & ~kStart), 1);
+    if constexpr (K > 2) fetch_ahead<T, K>(value + int64_t{K} * (chain[kSlack] & ~kStart));
     V* there = reinterpret_cast<V*>(value + int64_t{K} * (next & ~kStart));
     const V upper = *there;
     const T keep = kKeep[next >> 31];
@@ -231,21 +285,27 @@ struct Leaves;
     gather<T, K>(b, p, n, v, s);                                                                                     \
   }                                                                                                                  \
   ADVCAM_CLONES static void fetch_##T##K(const int32_t* i, int64_t n, const T* v, T* c) { fetch<T, K>(i, n, v, c); } \
+  ADVCAM_CLONES static void scatter_##T##K(const int32_t* i, int64_t n, const T* c, T* v) {                          \
+    scatter<T, K>(i, n, c, v);                                                                                       \
+  }                                                                                                                  \
   ADVCAM_CLONES static void splat3_##T##K(Corners<T> a, const T* p, T* c) { splat<T, K, 3>(a, p, c); }               \
   ADVCAM_CLONES static void splat6_##T##K(Corners<T> a, const T* p, T* c) { splat<T, K, 6>(a, p, c); }               \
-  ADVCAM_CLONES static void slice3_##T##K(Corners<T> a, T s, const T* c, T* m) { slice<T, K, 3>(a, s, c, m); }       \
-  ADVCAM_CLONES static void slice6_##T##K(Corners<T> a, T s, const T* c, T* m) { slice<T, K, 6>(a, s, c, m); }       \
+  ADVCAM_CLONES static void slice3_##T##K(const Source<T>* f, T* m) { slice<T, K, 3>(f, m); }                        \
+  ADVCAM_CLONES static void slice6_##T##K(const Source<T>* f, T* m) { slice<T, K, 6>(f, m); }                        \
+  ADVCAM_CLONES static void slice9_##T##K(const Source<T>* f, T* m) { slice<T, K, 9>(f, m); }                        \
   ADVCAM_CLONES static void to_rows_##T##K(const T* p, T* const* r) { to_rows<T, K>(p, r); }                         \
   ADVCAM_CLONES static void to_points_##T##K(const T* const* r, T* p) { to_points<T, K>(r, p); }                     \
   ADVCAM_CLONES static void blur_##T##K(const uint32_t* a, const uint32_t* b, T* v) { blur<T, K>(a, b, v); }
-#define ADVCAM_TABLE(leaf, T) {leaf##_##T##1, leaf##_##T##2, leaf##_##T##4, leaf##_##T##8, leaf##_##T##16}
-// By the logarithm of how many channels are worked on.
+#define ADVCAM_TABLE(leaf, T) \
+  {leaf##_##T##1, leaf##_##T##2, leaf##_##T##4, leaf##_##T##8, leaf##_##T##16, leaf##_##T##20}
+// By the place of their width in kWidths.
 #define ADVCAM_FILTER(T)                                                                                            \
   ADVCAM_CHANNELS(T, 1)                                                                                             \
   ADVCAM_CHANNELS(T, 2)                                                                                             \
   ADVCAM_CHANNELS(T, 4)                                                                                             \
   ADVCAM_CHANNELS(T, 8)                                                                                             \
   ADVCAM_CHANNELS(T, 16)                                                                                            \
+  ADVCAM_CHANNELS(T, 20)                                                                                            \
   ADVCAM_CLONES static bool normalise_(T* r, int64_t l, const T* u, int64_t p, int64_t w, bool d) {                 \
     return normalise(r, l, u, p, w, d);                                                                             \
   }                                                                                                                 \
@@ -254,10 +314,12 @@ struct Leaves;
     static constexpr void (*gather[])(const int32_t*, const int32_t*, int64_t, const T*, T*) = ADVCAM_TABLE(gather, \
                                                                                                             T);     \
     static constexpr void (*fetch[])(const int32_t*, int64_t, const T*, T*) = ADVCAM_TABLE(fetch, T);               \
+    static constexpr void (*scatter[])(const int32_t*, int64_t, const T*, T*) = ADVCAM_TABLE(scatter, T);           \
     static constexpr void (*splat3[])(Corners<T>, const T*, T*) = ADVCAM_TABLE(splat3, T);                          \
     static constexpr void (*splat6[])(Corners<T>, const T*, T*) = ADVCAM_TABLE(splat6, T);                          \
-    static constexpr void (*slice3[])(Corners<T>, T, const T*, T*) = ADVCAM_TABLE(slice3, T);                       \
-    static constexpr void (*slice6[])(Corners<T>, T, const T*, T*) = ADVCAM_TABLE(slice6, T);                       \
+    static constexpr void (*slice3[])(const Source<T>*, T*) = ADVCAM_TABLE(slice3, T);                              \
+    static constexpr void (*slice6[])(const Source<T>*, T*) = ADVCAM_TABLE(slice6, T);                              \
+    static constexpr void (*slice9[])(const Source<T>*, T*) = ADVCAM_TABLE(slice9, T);                              \
     static constexpr void (*to_rows[])(const T*, T* const*) = ADVCAM_TABLE(to_rows, T);                             \
     static constexpr void (*to_points[])(const T* const*, T*) = ADVCAM_TABLE(to_points, T);                         \
     static constexpr void (*blur[])(const uint32_t*, const uint32_t*, T*) = ADVCAM_TABLE(blur, T);                  \

@@ -18,7 +18,7 @@ KERNELS = [
     dict(gaussian=None, bilateral=None),
     dict(gaussian=(1.5, 2), bilateral=(7, 20, 4)),
 ]
-LABELS = [1, 2, 3, 6, 10, 21]  # blocks of 0, 1, 2, 8, 16 and 16 + 4 channels
+LABELS = [1, 2, 3, 6, 10, 21]  # blocks of 0, 1, 2, 8, 16 and 20 channels
 
 
 def case(size, labels, batch=2, sets=None, dtype=torch.float32, dark=1, seed=0):
