@@ -12,6 +12,7 @@
 #include "climb_step.h"
 #include "dense_crf.h"
 #include "dispatch.h"
+#include "image_gradient.h"
 #include "masked_relu.h"
 #include "max_pool.h"
 #include "permutohedral.h"
@@ -258,6 +259,38 @@ void max_pool_backward(py::handle gradient_, py::handle at_, py::handle x_gradie
   dispatch(call, gradient, py::none(), 0, stream, threads, &cpu::max_pool_backward, CUDA_LAUNCHER(max_pool_backward));
 }
 
+// On CPUs alone: elsewhere a library's own transposed convolution is used.
+void image_gradient(py::handle gradient_, py::handle weight_, py::handle x_gradient_, Sides padding, int threads) {
+  TensorView gradient("gradient", gradient_), weight("weight", weight_), x("x_gradient", x_gradient_);
+  ImageGradient c{};
+  c.dtype = gradient.dtype({DType::f32, DType::bf16});
+  weight.dtype({c.dtype}), x.dtype({c.dtype}), x.writable(), weight.contiguous();
+  for (const TensorView* v : {&gradient, &x}) channels_of(*v);
+  if (gradient.on_cuda() || gradient.ndim != 4 || x.ndim != 4 || x.shape[1] != 3 || weight.ndim != 4)
+    throw py::value_error(
+        "image_gradient: wanted are gradient (B, M, h, w), weight (M, 3, kernel) and x_gradient (B, 3, H, W), all on a "
+        "CPU");
+  c.batch = x.shape[0], c.height = x.shape[2], c.width = x.shape[3], c.channels = weight.shape[0];
+  int64_t sides[2];
+  for (int side : {0, 1}) {
+    c.kernel[side] = weight.shape[2 + side], c.padding[side] = padding[side];
+    const int64_t spare = x.shape[2 + side] + 2 * padding[side] - c.kernel[side];
+    if (c.kernel[side] < 1 || c.kernel[side] > cpu::kImageGradientKernel || padding[side] < 0 || spare < 0)
+      throw py::value_error(
+          "image_gradient: wanted are a kernel of 1 to 16 by 1 to 16 and a padding >= 0 that let it lie in x");
+    sides[side] = spare / 2 + 1;
+  }
+  c.rows = sides[0], c.columns = sides[1];
+  gradient.has_shape({c.batch, c.channels, c.rows, c.columns}),
+      weight.has_shape({c.channels, 3, c.kernel[0], c.kernel[1]});
+  gradient.on_device_of(x), weight.on_device_of(x);
+  if (x.numel == 0) return;
+  c.gradient = gradient.data, c.weight = weight.data, c.x_gradient = x.data;
+  threads = threads_or_all(threads);
+  py::gil_scoped_release released;
+  cpu::image_gradient(c, threads);
+}
+
 void dense_crf(py::handle images_, py::handle unary_, py::handle probability_, int64_t steps,
                std::array<float, 2> gaussian, std::array<float, 3> bilateral, py::handle workspace, Stream stream,
                int threads) {
@@ -291,6 +324,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_compiled") = kCuda;
   m.attr("climb_step_workspace") = kClimbStepParts * kClimbStepFields;
   m.attr("cam_accumulate_workspace") = cuda::kCamAccumulateParts;
+  m.attr("image_gradient_kernel") = cpu::kImageGradientKernel;
   const py::none none;
   m.def("climb_step", &climb_step,
         "The kernel of advcam_fast.ops.climb_step, into arrays that are given; see csrc/climb_step.h.", arg("image"),
@@ -317,6 +351,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("max_pool_backward", &max_pool_backward, "The gradient of max_pool, into an array; see csrc/max_pool.h.",
         arg("gradient"), arg("at"), arg("x_gradient"), arg("kernel"), arg("stride"), arg("padding"), arg("dilation"),
         arg("stream") = none, arg("num_threads") = 0);
+  m.def("image_gradient_serves", [](bool bf16, int64_t channels) {
+    return cpu::image_gradient_serves(bf16 ? DType::bf16 : DType::f32, channels);
+  });
+  m.def("image_gradient", &image_gradient, "The gradient of images through a convolution; see csrc/image_gradient.h.",
+        arg("gradient"), arg("weight"), arg("x_gradient"), arg("padding"), arg("num_threads") = 0);
   bind_walk(m);
   bind_evaluate(m);
   m.def("dense_crf_workspace", [](int64_t sets, int64_t labels, int64_t height, int64_t width, bool f64) {

@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from advcam_fast._native import NATIVE
+
 Forward = Callable[[Tensor, "Tensor | None"], Tensor]  # x, into -> W * x (+ into, in place)
 Gradient = Callable[[Tensor, torch.Size, "Tensor | None"], Tensor]  # g, size of x, into -> W^T * g (+ into, in place)
 
+_RGB = 3
 _FEW_CHANNELS = 4  # of the input: an image's three leave oneDNN's transposed convolution a third of its speed
 
 
@@ -52,6 +55,8 @@ def gradient_of(weight: Tensor, window: Window) -> Gradient:
         and window.groups == 1
         and weight.shape[1] <= _FEW_CHANNELS
     ):
+        if weight.device.type == "cpu" and ImageGradient.serves(weight):
+            return ImageGradient(weight, window)
         # Cells of 4 x 4 give more zeros to multiply, but whole vectors of bf16 channels.
         return Phases(weight, window, cell=4 if weight.dtype == torch.bfloat16 else 2)
     if depthwise and weight.dtype == torch.bfloat16 and onednn_serves(weight.device.type, weight.dtype):
@@ -211,6 +216,27 @@ def _grown(g: Tensor, sides: list[int]) -> Tensor:
     if not any(missing):
         return g
     return F.pad(g, (0, missing[1], 0, missing[0])).contiguous(memory_format=torch.channels_last)
+
+
+class ImageGradient:
+    """Stride 2, for three input channels: the own kernel of csrc/image_gradient.h, which has no zeros to multiply."""
+
+    def __init__(self, weight: Tensor, window: Window) -> None:
+        self.weight, self.padding = weight.contiguous(), window.padding
+
+    @staticmethod
+    def serves(weight: Tensor) -> bool:
+        """Whether it is built, the machine has what it needs, and weights of this dtype and shape are for it."""
+        if NATIVE is None or weight.dtype not in (torch.float32, torch.bfloat16) or weight.shape[1] != _RGB:
+            return False
+        return max(weight.shape[2:]) <= NATIVE.image_gradient_kernel and NATIVE.image_gradient_serves(
+            weight.dtype == torch.bfloat16, len(weight)
+        )
+
+    def __call__(self, g: Tensor, size: torch.Size, into: Tensor | None) -> Tensor:
+        found = torch.empty(size, dtype=g.dtype, memory_format=torch.channels_last)
+        NATIVE.image_gradient(g, self.weight, found, self.padding, num_threads=torch.get_num_threads())
+        return found if into is None else into.add_(found)
 
 
 class _Transposed:

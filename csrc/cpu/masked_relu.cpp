@@ -7,6 +7,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "cpu/masked_relu_wide.h"
 #include "cpu/simd.h"
 
 namespace advcam::cpu {
@@ -60,7 +61,7 @@ ADVCAM_INLINE Ceiling<T> rounded(Acc<T> ceiling) {
 
 // Whether x is a number above 0 and below the ceiling, or a NaN; it becomes 0 or the ceiling if not.
 template <bool bounded, class T>
-ADVCAM_INLINE uint8_t rectify(typename Raw<T>::type& x, Ceiling<T> ceiling) {
+ADVCAM_INLINE uint8_t rectify_element(typename Raw<T>::type& x, Ceiling<T> ceiling) {
   using I = typename Raw<T>::type;
   using U = std::make_unsigned_t<I>;
   const I v = x;
@@ -87,7 +88,7 @@ template <bool bounded, class T>
 ADVCAM_INLINE void rectify_chunk(T* values, uint8_t* __restrict bits, int64_t n, Ceiling<T> ceiling) {
   auto* x = reinterpret_cast<typename Raw<T>::type*>(values);
   uint8_t flags[kChunk];
-  for (int64_t i = 0; i < n; ++i) flags[i] = rectify<bounded, T>(x[i], ceiling);
+  for (int64_t i = 0; i < n; ++i) flags[i] = rectify_element<bounded, T>(x[i], ceiling);
   if (!bits) return;  // a loop without flags would be no faster: it waits for the memory
   const int64_t bytes = (n + 7) / 8;
   std::memset(flags + n, 0, 8 * bytes - n);
@@ -139,6 +140,32 @@ MASKED_RELU(bf16)
 MASKED_RELU(f16)
 #undef MASKED_RELU
 
+#if defined(ADVCAM_WIDE)
+#define RECTIFY_WIDE(T)                                                                                \
+  ADVCAM_WIDE void rectify_wide(T* x, uint8_t* bits, int64_t n, Acc<T> upper) {                        \
+    const Ceiling<T> ceiling = rounded<T>(upper);                                                      \
+    auto* bytes = reinterpret_cast<char*>(x);                                                          \
+    if (ceiling.value < Raw<T>::infinity) return rectify_lanes<true, Raw<T>>(bytes, bits, n, ceiling); \
+    rectify_lanes<false, Raw<T>>(bytes, bits, n, ceiling);                                             \
+  }
+#else
+#define RECTIFY_WIDE(T) \
+  void rectify_wide(T*, uint8_t*, int64_t, Acc<T>) {}
+#endif
+RECTIFY_WIDE(float)
+RECTIFY_WIDE(double)
+RECTIFY_WIDE(bf16)
+RECTIFY_WIDE(f16)
+#undef RECTIFY_WIDE
+
+// Whole blocks go the wide way where the machine has one; where a block ends, a byte of bits does too.
+template <class T>
+void rectify(T* x, uint8_t* bits, int64_t n, Acc<T> ceiling) {
+  const int64_t whole = wide() ? n / kBlock * kBlock : 0;
+  if (whole) rectify_wide(x, bits, whole, ceiling);
+  if (whole < n) rectify_(x + whole, bits ? bits + whole / 8 : nullptr, n - whole, ceiling);
+}
+
 // The rows of a chunk begin and end anywhere in it.
 template <class T, class Row>
 void by_row(T* x, int64_t at, int64_t n, int64_t channels, Row row) {
@@ -166,7 +193,7 @@ void run(const MaskedRelu& c, int threads) {
       by_row(x, at, count, c.channels, [&](T* to, int64_t row, int64_t, int64_t m) {
         if (!c.valid[row]) std::memset(to, 0, m * sizeof(T));
       });
-    rectify_(x + at, c.bits ? c.bits + at / 8 : nullptr, count, static_cast<Acc<T>>(c.ceiling));
+    rectify(x + at, c.bits ? c.bits + at / 8 : nullptr, count, static_cast<Acc<T>>(c.ceiling));
   }
 }
 

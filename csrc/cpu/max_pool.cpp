@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu/max_pool_wide.h"
 #include "cpu/simd.h"
 
 namespace advcam::cpu {
@@ -47,16 +48,43 @@ ADVCAM_INLINE void pool_window(const Pooling& p, const T* x, int64_t top, int64_
   for (int64_t j = 0; j < n; ++j) at[j] = static_cast<uint8_t>(which[j]);
 }
 
+#if defined(ADVCAM_WIDE)
+#define MAX_POOL_WIDE(T)                                                                                           \
+  ADVCAM_WIDE void pool_wide(const Pooling& p, const T* x, int64_t top, int64_t left, T* y, uint8_t* at) {         \
+    pool_lanes(p, x, top, left, y, at);                                                                            \
+  }                                                                                                                \
+  ADVCAM_WIDE void gather_wide(const Pooling& p, const T* gradient, const uint8_t* at, T* to, const int64_t* rows, \
+                               const int64_t* columns) {                                                           \
+    gather_lanes(p, gradient, at, to, rows, columns);                                                              \
+  }
+MAX_POOL_WIDE(float)
+MAX_POOL_WIDE(bf16)
+#undef MAX_POOL_WIDE
+#endif
+template <class T>
+void pool_wide(const Pooling&, const T*, int64_t, int64_t, T*, uint8_t*) {}
+template <class T>
+void gather_wide(const Pooling&, const T*, const uint8_t*, T*, const int64_t*, const int64_t*) {}
+
+// Whether whole blocks go the wide way.
+template <class T>
+bool has_wide() {
+  return wide() && (std::is_same_v<T, float> || std::is_same_v<T, bf16>);
+}
+
 // Row `row` of y. x: its item's; y and at: the row's.
 template <class T>
 ADVCAM_INLINE void pool_row(const Pooling& p, const T* x, T* y, uint8_t* at, int64_t row) {
+  const bool widely = has_wide<T>();
   const int64_t top = row * p.stride[0] - p.padding[0];
   for (int64_t column = 0; column < p.columns; ++column) {
     const int64_t left = column * p.stride[1] - p.padding[1];
     for (int64_t c = 0; c < p.channels; c += kBlock) {
       const int64_t n = std::min(kBlock, p.channels - c), to = column * p.channels + c;
       uint8_t* const took = at ? at + to : nullptr;
-      if (n == kBlock)
+      if (n == kBlock && widely)
+        pool_wide(p, x + c, top, left, y + to, took);
+      else if (n == kBlock)
         pool_window<true>(p, x + c, top, left, n, y + to, took);
       else
         pool_window<false>(p, x + c, top, left, n, y + to, took);
@@ -102,11 +130,14 @@ ADVCAM_INLINE void gather_position(const Pooling& p, const T* gradient, const ui
 template <class T>
 ADVCAM_INLINE void gather_row(const Pooling& p, const T* gradient, const uint8_t* at, T* to, const int64_t* rows,
                               const int64_t* columns) {
+  const bool widely = has_wide<T>();
   for (int64_t column = 0; column < p.width; ++column, columns += p.kernel[1]) {
     for (int64_t c = 0; c < p.channels; c += kBlock) {
       const int64_t n = std::min(kBlock, p.channels - c);
       T* const here = to + column * p.channels + c;
-      if (n == kBlock)
+      if (n == kBlock && widely)
+        gather_wide(p, gradient + c, at + c, here, rows, columns);
+      else if (n == kBlock)
         gather_position<true>(p, gradient + c, at + c, here, rows, columns, n);
       else
         gather_position<false>(p, gradient + c, at + c, here, rows, columns, n);

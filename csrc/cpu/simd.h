@@ -14,7 +14,22 @@
 #endif
 #define ADVCAM_INLINE static inline __attribute__((always_inline))
 
+// For what no plain loop becomes: functions that are called where wide() says that the machine has AVX-512 alone.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define ADVCAM_WIDE __attribute__((target("arch=x86-64-v4"), noinline))
+#define ADVCAM_WIDE_INLINE static inline __attribute__((target("arch=x86-64-v4"), always_inline))
+#endif
+
 namespace advcam::cpu {
+inline bool wide() {
+#if defined(ADVCAM_WIDE)
+  static const bool has = __builtin_cpu_supports("x86-64-v4");
+  return has;
+#else
+  return false;
+#endif
+}
+
 struct bf16 {
   uint16_t bits;
 };

@@ -2,10 +2,6 @@
 #pragma once
 #include "cpu/walk_image.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#define ADVCAM_WIDE __attribute__((target("arch=x86-64-v4"), noinline))
-#endif
-
 namespace advcam::cpu {
 // Vectors as wide as a register: the compiler takes wider ones apart, but not well, and from plain loops over a local
 // array it makes one that lives in memory.
@@ -106,16 +102,11 @@ ADVCAM_INLINE void step_labels(const StepRow<T>& r) {
   ADVCAM_WIDE static void step_wide1(const StepRow<T>& r) { step_labels<T, 64, 1, 8>(r); } \
   ADVCAM_WIDE static void step_wide2(const StepRow<T>& r) { step_labels<T, 64, 2, 4>(r); } \
   ADVCAM_WIDE static void step_wide4(const StepRow<T>& r) { step_labels<T, 64, 4, 4>(r); }
-inline bool wide() {
-  static const bool has = __builtin_cpu_supports("x86-64-v4");
-  return has;
-}
 #else
 #define WALK_WIDE(T)                                  \
   static inline void step_wide1(const StepRow<T>&) {} \
   static inline void step_wide2(const StepRow<T>&) {} \
   static inline void step_wide4(const StepRow<T>&) {}
-inline bool wide() { return false; }
 #endif
 #define WALK_STEP(T)                                                                           \
   WALK_WIDE(T)                                                                                 \
