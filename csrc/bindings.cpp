@@ -12,13 +12,11 @@
 #include "climb_step.h"
 #include "dense_crf.h"
 #include "dispatch.h"
-#include "image_gradient.h"
-#include "masked_relu.h"
-#include "max_pool.h"
 #include "permutohedral.h"
 #include "tensor_view.h"
 
 namespace advcam {
+void bind_network(py::module_& m);   // bindings_network.cpp
 void bind_walk(py::module_& m);      // bindings_walk.cpp
 void bind_evaluate(py::module_& m);  // bindings_evaluate.cpp
 
@@ -151,146 +149,6 @@ void cam_accumulate(const std::vector<py::object>& maps, py::handle total_, int6
            CUDA_LAUNCHER(cam_accumulate));
 }
 
-// [rows, channels] of a dense [B, C, H, W] (channels-last) or [rows, channels] tensor.
-int64_t channels_of(const TensorView& x) {
-  if (x.ndim == 4 && x.dense({0, 2, 3, 1})) return x.shape[1];
-  if (x.ndim == 2 && x.dense({0, 1})) return x.shape[1];
-  throw py::value_error(std::string(x.name) + ": shape " + x.shape_text() +
-                        " came, wanted is a channels-last (B, C, H, W) or a contiguous (rows, channels)");
-}
-
-void masked_relu(py::handle x_, py::handle bias_, py::handle residual_, double ceiling, py::handle valid_,
-                 py::handle bits_, Stream stream, int threads) {
-  TensorView x("x", x_);
-  MaskedRelu call{};
-  call.dtype = x.dtype({DType::f32, DType::f64, DType::bf16, DType::f16});
-  x.writable();
-  call.channels = channels_of(x), call.ceiling = ceiling;
-  call.rows = x.ndim == 2 ? x.shape[0] : x.shape[0] * x.shape[2] * x.shape[3];
-  if (!(ceiling > 0)) throw py::value_error("ceiling: " + std::to_string(ceiling) + " came, wanted is a number > 0");
-  std::optional<TensorView> bias, residual, valid, bits;
-  if (!bias_.is_none()) {
-    bias.emplace("bias", bias_);
-    bias->dtype({call.dtype == DType::f64 ? DType::f64 : DType::f32}), bias->has_shape({call.channels});
-    bias->contiguous(), bias->on_device_of(x);
-  }
-  if (!residual_.is_none()) {
-    residual.emplace("residual", residual_);
-    residual->dtype({call.dtype}), residual->same_layout_as(x);
-  }
-  if (!valid_.is_none()) {
-    valid.emplace("valid", valid_);
-    valid->byte(), valid->contiguous(), valid->on_device_of(x);
-    if (valid->numel != call.rows)
-      throw py::value_error("valid: " + std::to_string(valid->numel) + " elements came, wanted are " +
-                            std::to_string(call.rows));
-  }
-  if (!bits_.is_none()) {
-    bits.emplace("bits", bits_);
-    bits->byte(), bits->contiguous(), bits->writable(), bits->on_device_of(x), bits->has_shape({(x.numel + 7) / 8});
-  }
-  if (x.numel == 0) return;
-  call.x = x.data, call.bias = bias ? bias->data : nullptr, call.residual = residual ? residual->data : nullptr;
-  call.valid = valid ? static_cast<const uint8_t*>(valid->data) : nullptr;
-  call.bits = bits ? static_cast<uint8_t*>(bits->data) : nullptr;
-  dispatch(call, x, py::none(), 0, stream, threads, &cpu::masked_relu, CUDA_LAUNCHER(masked_relu));
-}
-
-void masked_relu_backward(py::handle gradient_, py::handle bits_, Stream stream, int threads) {
-  TensorView gradient("gradient", gradient_), bits("bits", bits_);
-  const DType t = gradient.dtype({DType::f32, DType::f64, DType::bf16, DType::f16});
-  gradient.writable(), channels_of(gradient);
-  bits.byte(), bits.contiguous(), bits.on_device_of(gradient), bits.has_shape({(gradient.numel + 7) / 8});
-  if (gradient.numel == 0) return;
-  const MaskedReluBackward call{gradient.data, static_cast<const uint8_t*>(bits.data), t, gradient.numel};
-  dispatch(call, gradient, py::none(), 0, stream, threads, &cpu::masked_relu_backward,
-           CUDA_LAUNCHER(masked_relu_backward));
-}
-
-using Sides = std::array<int64_t, 2>;  // vertical, horizontal
-
-// x: what the windows pass over; y: one element for each window. Both channels-last.
-Pooling pooling_of(const TensorView& x, const TensorView& y, Sides kernel, Sides stride, Sides padding,
-                   Sides dilation) {
-  for (const TensorView* v : {&x, &y}) {
-    if (v->ndim != 4)
-      throw py::value_error(std::string(v->name) + ": shape " + v->shape_text() +
-                            " came, wanted is a channels-last (B, C, H, W)");
-    channels_of(*v);
-  }
-  y.has_shape({x.shape[0], x.shape[1], y.shape[2], y.shape[3]}), y.on_device_of(x);
-  Pooling p{x.shape[0], x.shape[2], x.shape[3], x.shape[1], y.shape[2], y.shape[3], {}, {}, {}, {}};
-  for (int side : {0, 1}) {
-    p.kernel[side] = kernel[side], p.stride[side] = stride[side];
-    p.padding[side] = padding[side], p.dilation[side] = dilation[side];
-    if (kernel[side] < 1 || stride[side] < 1 || padding[side] < 0 || dilation[side] < 1)
-      throw py::value_error("kernel, stride, dilation: wanted are 1 or more, and padding 0 or more");
-  }
-  if (kernel[0] * kernel[1] > 256)
-    throw py::value_error("kernel: " + std::to_string(kernel[0]) + " x " + std::to_string(kernel[1]) +
-                          " came, wanted are at most 256 elements");
-  return p;
-}
-
-void max_pool(py::handle x_, py::handle y_, py::handle at_, Sides kernel, Sides stride, Sides padding, Sides dilation,
-              Stream stream, int threads) {
-  TensorView x("x", x_), y("y", y_);
-  MaxPool call{};
-  call.dtype = x.dtype({DType::f32, DType::f64, DType::bf16, DType::f16});
-  y.dtype({call.dtype}), y.writable();
-  call.pooling = pooling_of(x, y, kernel, stride, padding, dilation);
-  std::optional<TensorView> at;
-  if (!at_.is_none()) at.emplace("at", at_), at->byte(), at->same_layout_as(y), at->writable();
-  if (y.numel == 0) return;
-  call.x = x.data, call.y = y.data, call.at = at ? static_cast<uint8_t*>(at->data) : nullptr;
-  dispatch(call, x, py::none(), 0, stream, threads, &cpu::max_pool, CUDA_LAUNCHER(max_pool));
-}
-
-void max_pool_backward(py::handle gradient_, py::handle at_, py::handle x_gradient_, Sides kernel, Sides stride,
-                       Sides padding, Sides dilation, Stream stream, int threads) {
-  TensorView gradient("gradient", gradient_), at("at", at_), x_gradient("x_gradient", x_gradient_);
-  MaxPoolBackward call{};
-  call.dtype = gradient.dtype({DType::f32, DType::f64, DType::bf16, DType::f16});
-  x_gradient.dtype({call.dtype}), x_gradient.writable();
-  call.pooling = pooling_of(x_gradient, gradient, kernel, stride, padding, dilation);
-  at.byte(), at.same_layout_as(gradient);
-  if (x_gradient.numel == 0) return;
-  call.gradient = gradient.data, call.at = static_cast<const uint8_t*>(at.data), call.x_gradient = x_gradient.data;
-  dispatch(call, gradient, py::none(), 0, stream, threads, &cpu::max_pool_backward, CUDA_LAUNCHER(max_pool_backward));
-}
-
-// On CPUs alone: elsewhere a library's own transposed convolution is used.
-void image_gradient(py::handle gradient_, py::handle weight_, py::handle x_gradient_, Sides padding, int threads) {
-  TensorView gradient("gradient", gradient_), weight("weight", weight_), x("x_gradient", x_gradient_);
-  ImageGradient c{};
-  c.dtype = gradient.dtype({DType::f32, DType::bf16});
-  weight.dtype({c.dtype}), x.dtype({c.dtype}), x.writable(), weight.contiguous();
-  for (const TensorView* v : {&gradient, &x}) channels_of(*v);
-  if (gradient.on_cuda() || gradient.ndim != 4 || x.ndim != 4 || x.shape[1] != 3 || weight.ndim != 4)
-    throw py::value_error(
-        "image_gradient: wanted are gradient (B, M, h, w), weight (M, 3, kernel) and x_gradient (B, 3, H, W), all on a "
-        "CPU");
-  c.batch = x.shape[0], c.height = x.shape[2], c.width = x.shape[3], c.channels = weight.shape[0];
-  int64_t sides[2];
-  for (int side : {0, 1}) {
-    c.kernel[side] = weight.shape[2 + side], c.padding[side] = padding[side];
-    const int64_t spare = x.shape[2 + side] + 2 * padding[side] - c.kernel[side];
-    if (c.kernel[side] < 1 || c.kernel[side] > cpu::kImageGradientKernel || padding[side] < 0 || spare < 0)
-      throw py::value_error(
-          "image_gradient: wanted are a kernel of 1 to 16 by 1 to 16 and a padding >= 0 that let it lie in x");
-    sides[side] = spare / 2 + 1;
-  }
-  c.rows = sides[0], c.columns = sides[1];
-  gradient.has_shape({c.batch, c.channels, c.rows, c.columns}),
-      weight.has_shape({c.channels, 3, c.kernel[0], c.kernel[1]});
-  gradient.on_device_of(x), weight.on_device_of(x);
-  if (x.numel == 0) return;
-  c.gradient = gradient.data, c.weight = weight.data, c.x_gradient = x.data;
-  threads = threads_or_all(threads);
-  py::gil_scoped_release released;
-  cpu::image_gradient(c, threads);
-}
-
 void dense_crf(py::handle images_, py::handle unary_, py::handle probability_, int64_t steps,
                std::array<float, 2> gaussian, std::array<float, 3> bilateral, py::handle workspace, Stream stream,
                int threads) {
@@ -324,7 +182,6 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_compiled") = kCuda;
   m.attr("climb_step_workspace") = kClimbStepParts * kClimbStepFields;
   m.attr("cam_accumulate_workspace") = cuda::kCamAccumulateParts;
-  m.attr("image_gradient_kernel") = cpu::kImageGradientKernel;
   const py::none none;
   m.def("climb_step", &climb_step,
         "The kernel of advcam_fast.ops.climb_step, into arrays that are given; see csrc/climb_step.h.", arg("image"),
@@ -339,23 +196,7 @@ PYBIND11_MODULE(_C, m) {
         "The kernel of advcam_fast.ops.cam_accumulate, into arrays that are given; see csrc/cam_accumulate.h.",
         arg("maps"), arg("total"), arg("rows"), arg("columns"), arg("normalise"), arg("workspace") = none,
         arg("stream") = none, arg("num_threads") = 0);
-  m.def("masked_relu", &masked_relu,
-        "The kernel of advcam_fast.ops.masked_relu, into arrays that are given; see csrc/masked_relu.h.", arg("x"),
-        arg("bias"), arg("residual"), arg("ceiling"), arg("valid"), arg("bits"), arg("stream") = none,
-        arg("num_threads") = 0);
-  m.def("masked_relu_backward", &masked_relu_backward, "The gradient of masked_relu, in place; see csrc/masked_relu.h.",
-        arg("gradient"), arg("bits"), arg("stream") = none, arg("num_threads") = 0);
-  m.def("max_pool", &max_pool, "The kernel of advcam_fast.ops.max_pool, into arrays; see csrc/max_pool.h.", arg("x"),
-        arg("y"), arg("at"), arg("kernel"), arg("stride"), arg("padding"), arg("dilation"), arg("stream") = none,
-        arg("num_threads") = 0);
-  m.def("max_pool_backward", &max_pool_backward, "The gradient of max_pool, into an array; see csrc/max_pool.h.",
-        arg("gradient"), arg("at"), arg("x_gradient"), arg("kernel"), arg("stride"), arg("padding"), arg("dilation"),
-        arg("stream") = none, arg("num_threads") = 0);
-  m.def("image_gradient_serves", [](bool bf16, int64_t channels) {
-    return cpu::image_gradient_serves(bf16 ? DType::bf16 : DType::f32, channels);
-  });
-  m.def("image_gradient", &image_gradient, "The gradient of images through a convolution; see csrc/image_gradient.h.",
-        arg("gradient"), arg("weight"), arg("x_gradient"), arg("padding"), arg("num_threads") = 0);
+  bind_network(m);
   bind_walk(m);
   bind_evaluate(m);
   m.def("dense_crf_workspace", [](int64_t sets, int64_t labels, int64_t height, int64_t width, bool f64) {

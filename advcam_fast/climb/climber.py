@@ -258,14 +258,14 @@ class Climber(Ascent[CamModel]):
 
     def _look(self, forward: Tensor, head: Head, initial: Tensor | None) -> ops.ClimbLoss:
         # The head is a thousandth of the work: it runs in acc, whatever the network runs in.
-        logits = self.model.logit_map(forward.detach().to(self.acc), self._item_rows(head))
+        logits = self.model.logit_map(forward.detach(), self._item_rows(head), self.acc)
         if head.canvas is not None:
             logits = head.canvas.aligned(logits)
         return self._loss(logits, head, initial)
 
     def _image_gradient(self, forward: Tensor, seen: Tensor, look: ops.ClimbLoss, head: Head, again: bool) -> Tensor:
         slope = look.gradient if head.canvas is None else head.canvas.returned(look.gradient)
-        own = self.model.feature_gradient(slope, self._item_rows(head)).to(forward.dtype)
+        own = self.model.feature_gradient(slope, self._item_rows(head), forward.dtype)
         return torch.autograd.grad(forward, seen, own, retain_graph=again)[0]
 
     def _item_rows(self, head: Head) -> Tensor | None:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advcam_fast.errors import UsageError
+from advcam_fast.models import linear_head
 
 Features = Callable[[Tensor], Tensor]  # [B, 3, H, W] -> [B, K, h, w]
 
@@ -145,16 +145,23 @@ class CamModel(Classifier):
             self.class_bias = self.class_bias.to(device=device, dtype=dtype)
         return self
 
-    def logit_map(self, features: Tensor, rows: Tensor | None = None) -> Tensor:
-        """z = W . F at every position: [B, K, h, w] -> channels-last [B, C, h, w], in the features' dtype.
+    def logit_map(self, features: Tensor, rows: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """z = W . F at every position: [B, K, h, w] -> channels-last [B, C, h, w].
 
         rows: int64, the head rows wanted, [R] for all items or [B, R] for each its own; the result is [B, R, h, w].
+        dtype: of sums and result; by default the features'.
         """
-        return _head_product(features, self._rows(rows, features.dtype).transpose(-1, -2))
+        return linear_head.logits(features, self._rows(rows, dtype or features.dtype))
 
-    def feature_gradient(self, logit_gradient: Tensor, rows: Tensor | None = None) -> Tensor:
-        """dJ/dF = W^T . dJ/dz: [B, C, h, w] ([B, R, h, w] with rows) -> channels-last [B, K, h, w], in dz's dtype."""
-        return _head_product(logit_gradient, self._rows(rows, logit_gradient.dtype))
+    def feature_gradient(
+        self, logit_gradient: Tensor, rows: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """dJ/dF = W^T . dJ/dz: [B, C, h, w] ([B, R, h, w] with rows) -> channels-last [B, K, h, w].
+
+        Sums are in dz's dtype. dtype: of the result; by default the same.
+        """
+        weights = self._rows(rows, logit_gradient.dtype)
+        return linear_head.feature_gradient(logit_gradient, weights, dtype or logit_gradient.dtype)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
@@ -170,17 +177,6 @@ class CamModel(Classifier):
     def _rows(self, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
         weights = self.class_weights if rows is None else self.class_weights[rows]
         return weights.to(dtype)
-
-
-def _head_product(maps: Tensor, weights: Tensor) -> Tensor:
-    """[B, M, h, w] times [M, N], or item by item [B, M, N], over the channels: channels-last [B, N, h, w]."""
-    batch, _, height, width = maps.shape
-    if weights.ndim == 2 and maps.device.type == "cpu" and maps.dtype == torch.float32:
-        # As a 1x1 convolution oneDNN has it: up to twice as fast as the BLAS that torch comes with.
-        found = F.conv2d(maps, weights.T[:, :, None, None])
-        return found.contiguous(memory_format=torch.channels_last)
-    product: Tensor = maps.permute(0, 2, 3, 1).flatten(1, 2) @ weights
-    return product.view(batch, height, width, weights.shape[-1]).permute(0, 3, 1, 2)
 
 
 def _check_head(features: Features, weights: Tensor, bias: Tensor | None) -> None:
