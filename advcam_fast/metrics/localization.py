@@ -130,28 +130,36 @@ class BoxMeter:
         right = self.right.resampled(weights, self.MEASURES.index(measure))
         return (right / self.count.resampled(weights)[:, None]).amax(1)
 
-    def summary(self, weights: Tensor, predicted: int | None) -> dict[str, Any]:
-        """predicted: how many classes an image the run's model chose, best first; None where tags were given.
+    def values(self, predicted: int | None) -> dict[str, float]:
+        """Each measure that the run has, at its best threshold.
 
+        predicted: how many classes an image the run's model chose, best first; None where tags were given.
         MaxBoxAcc and V2 want a map of the true class of every image: tags. Top-k Loc wants predictions, k at least.
         """
+        best = self.accuracy().amax(1)
+        wanted = (0,) if predicted is None else tuple(at for at, k in ((4, 1), (5, 5)) if predicted >= k)
+        found = {self.MEASURES[at]: float(best[at]) for at in wanted}
+        return found if predicted is not None else found | {"MaxBoxAccV2": float(best[1 : 1 + len(OVERLAPS)].mean())}
+
+    def summary(self, weights: Tensor, predicted: int | None) -> dict[str, Any]:
+        """`values` with their thresholds, intervals and curves."""
         accuracy = self.accuracy()
         result: dict[str, Any] = {"counted": int(self.count.total), "without_map": self.without_map}
         result["thresholds"] = [threshold_of(level) for level in range(LEVELS)]
-        wanted = (0,) if predicted is None else tuple(at for at, k in ((4, 1), (5, 5)) if predicted >= k)
-        for at in wanted:
-            level = int(accuracy[at].argmax())
-            result[self.MEASURES[at]] = {
-                "value": float(accuracy[at, level]),
-                "threshold": threshold_of(level),
-                "interval": known_interval(self.samples(weights, self.MEASURES[at])),
-                "curve": accuracy[at].tolist(),
+        values = self.values(predicted)
+        for measure in [name for name in values if name in self.MEASURES]:
+            curve = accuracy[self.MEASURES.index(measure)]
+            result[measure] = {
+                "value": values[measure],
+                "threshold": threshold_of(int(curve.argmax())),
+                "interval": known_interval(self.samples(weights, measure)),
+                "curve": curve.tolist(),
             }
         if predicted is None:
             parts = accuracy[1 : 1 + len(OVERLAPS)].amax(1)
             result["GT-known Loc"] = {key: value for key, value in result["MaxBoxAcc"].items() if key != "curve"}
             result["MaxBoxAccV2"] = {
-                "value": float(parts.mean()),
+                "value": values["MaxBoxAccV2"],
                 "at": dict(zip(map(str, OVERLAPS), parts.tolist(), strict=True)),
                 "interval": known_interval(self.samples(weights, "MaxBoxAccV2")),
             }
@@ -179,11 +187,14 @@ class PixelMeter:
         """PxAP of every sample."""
         return average_precision(self.histograms.resampled(weights))
 
-    def summary(self, weights: Tensor) -> dict[str, Any]:
+    def value(self) -> float:
         total = self.histograms.total.double()
         if not total[0].sum():
             raise UsageError("PxAP: no pixel of the set is foreground in the truth")
-        return {"PxAP": {"value": float(average_precision(total)), "interval": known_interval(self.samples(weights))}}
+        return float(average_precision(total))
+
+    def summary(self, weights: Tensor) -> dict[str, Any]:
+        return {"PxAP": {"value": self.value(), "interval": known_interval(self.samples(weights))}}
 
 
 def pixel_histograms(scores: Tensor, inside: Tensor) -> Tensor:

@@ -307,10 +307,10 @@ def box_difference(
 ) -> dict[str, Any]:
     """How much more the one has of each measure of boxes that both have; intervals paired."""
     a, b = one.boxes[methods[0]], other.boxes[methods[1]]
-    first, second = a.summary(weights, one.run.predicted), b.summary(weights, other.run.predicted)
+    first, second = a.values(one.run.predicted), b.values(other.run.predicted)
     return {
         name: {
-            "value": first[name]["value"] - second[name]["value"],
+            "value": first[name] - second[name],
             "interval": known_interval(a.samples(weights, name) - b.samples(weights, name)),
         }
         for name in ("MaxBoxAcc", "MaxBoxAccV2", "Top-1 Loc", "Top-5 Loc")
@@ -329,10 +329,8 @@ def run_difference(first: RunMeters, other: RunMeters, weights: Tensor, wanted: 
         figures["boxes"] = box_difference(first, other, weights)
     if wanted.pixels:
         a, b = first.pixels["advcam"], other.pixels["advcam"]
-        value = a.summary(weights)["PxAP"]["value"] - b.summary(weights)["PxAP"]["value"]
-        figures["pixels"] = {
-            "PxAP": {"value": value, "interval": known_interval(a.samples(weights) - b.samples(weights))}
-        }
+        gained = known_interval(a.samples(weights) - b.samples(weights))
+        figures["pixels"] = {"PxAP": {"value": a.value() - b.value(), "interval": gained}}
     return figures
 
 

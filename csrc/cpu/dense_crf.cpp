@@ -136,7 +136,10 @@ class MeanField {
         rows_(c.sets * c.labels + 1),
         blocks_(blocks_of(c.sets, c.labels)) {
     for (const Kernel<T>* kernel : kernels_) {
+      int64_t most = 0;
+      for (int64_t p = 0; p < patches.count; ++p) most = std::max(most, Copies<T>(kernel->lattice, p).count);
       for (const Block& block : blocks_) {
+        most_.push_back(most);
         values_.emplace_back(kernel->lattice.vertices * block.width);
         sums_.emplace_back(alone() ? kernel->lattice.vertices * block.width : 0);
         copies_.emplace_back(alone() ? 0 : kernel->lattice.copies.back() * block.width);
@@ -170,19 +173,18 @@ class MeanField {
   // [kernels, blocks] of [vertices, width] and [copies, width]. One thread adds what a patch has to the sums at once;
   // several leave it in the copies, which the vertices then add in the same order.
   std::vector<Array<T>> values_, sums_, copies_;
+  std::vector<int64_t> most_;  // [kernels, blocks]  copies of a patch
 
   // What patches are worked on with.
   struct Scratch {
     Array<T> rows, points, padded;
-    std::vector<Array<T>> value, copies;  // [kernels, blocks] of [the most copies of a patch, width]
+    std::vector<Array<T>> value, copies;  // [kernels, blocks] of [most, width]
     explicit Scratch(const MeanField& of)
         : rows(of.rows_ * kTile), points(kMostChannels * kTile), padded(of.c_.labels * kTile) {
       std::fill_n(&rows[(of.rows_ - 1) * kTile], kTile, T(0));  // of no channel
       for (size_t v = 0; v < of.values_.size(); ++v) {
-        int64_t most = 0;
-        for (int64_t p = 0; p < of.patches_.count; ++p) most = std::max(most, Copies<T>(of.lattice(v), p).count);
-        value.emplace_back(most * of.block(v).width);
-        copies.emplace_back(of.alone() ? most * of.block(v).width : 0);
+        value.emplace_back(of.most_[v] * of.block(v).width);
+        copies.emplace_back(of.alone() ? of.most_[v] * of.block(v).width : 0);
       }
     }
   };

@@ -135,11 +135,16 @@ def test_nan_stays_and_passes_its_gradient(dtype):
     assert not gradient[2, :, 1, 1].any()
 
 
-def test_infinities():
-    x = torch.tensor([[math.inf, -math.inf, 3.0]])
-    assert ops.masked_relu(x.clone()).tolist() == [4]
-    assert ops.masked_relu(x, ceiling=6.0).tolist() == [4]
-    assert x.tolist() == [[6, 0, 3]]
+@every_dtype
+@pytest.mark.parametrize("repeats", [1, 100])  # the latter fill blocks
+def test_infinities_and_signed_zeros_and_nans(repeats, dtype):
+    special = [math.inf, -math.inf, 3.0, 0.0, -0.0, math.nan, -math.nan, 7.0]
+    x = torch.tensor(special * repeats, dtype=dtype).view(1, -1)
+    unbounded, bounded = x.clone(), x.clone()
+    assert ops.masked_relu(unbounded).tolist() == [0b11100100] * repeats
+    assert ops.masked_relu(bounded, ceiling=6.0).tolist() == [0b01100100] * repeats
+    assert unbounded.nan_to_num(-1, math.inf).tolist() == [[math.inf, 0, 3, 0, 0, -1, -1, 7] * repeats]
+    assert bounded.nan_to_num(-1).tolist() == [[6, 0, 3, 0, 0, -1, -1, 6] * repeats]
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 8191, 8193])

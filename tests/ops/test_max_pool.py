@@ -88,8 +88,9 @@ def test_sums_of_gradients_are_rounded_once(dtype):
 
 
 @every_dtype
-def test_nan_and_infinities_as_in_torch(dtype):
-    x = case((2, 24, 9, 11), dtype)
+@pytest.mark.parametrize("channels", [24, 64])  # the latter fill a block
+def test_nan_and_infinities_as_in_torch(channels, dtype):
+    x = case((2, channels, 9, 11), dtype)
     x[0, :, 4, 4], x[0, 3, 5, 4], x[1, :, 1, 1], x[1, :, 7, 7] = torch.nan, torch.nan, math.inf, -math.inf
     window = WINDOWS["ResNet"]
     y, at = ops.max_pool(x, *window)
