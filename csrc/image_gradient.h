@@ -2,9 +2,10 @@
 //
 //   dx_{y,x,c} = sum over k, l, m of g_{(y + p_0 - k) / 2, (x + p_1 - l) / 2, m} w_{m,c,k,l}
 //
-// over the elements for which both quotients are whole and lie within g. Sums in float32, rounded once. A library's
-// transposed convolution leaves most of a vector empty: there are three channels to write. Here a vector is 16
-// neighbouring columns of g, for which its rows are turned from channels-last to planes of columns first.
+// over the elements for which both quotients are whole and lie within g. Sums in float32, rounded once (bf16 below its
+// normal numbers counts as 0, as the processor has it). A library's transposed convolution leaves most of a vector
+// empty: there are three channels to write. Here a vector is 16 neighbouring columns of g, for which its rows are
+// turned from channels-last to planes of columns first.
 #pragma once
 #include <cstdint>
 

@@ -13,33 +13,33 @@ _MOST = 2**20  # bytes of weights that the kernel reads for every few positions;
 
 def logits(features: Tensor, weights: Tensor) -> Tensor:
     """z = W . F in the weights' dtype: [B, K, h, w] by [C, K], or item by item [B, C, K] -> [B, C, h, w]."""
-    if _own(features, weights):
-        found = _made(features, weights.shape[-2], weights.dtype)
-        features = features.contiguous(memory_format=torch.channels_last)
-        NATIVE.linear_head(features, weights.contiguous(), found, num_threads=torch.get_num_threads())
-        return found
-    return _product(features.to(weights.dtype), weights.transpose(-1, -2))
+    if not _own(features, weights, features.dtype):
+        return _product(features.to(weights.dtype), weights.transpose(-1, -2))
+    found = _made(features, weights.shape[-2], weights.dtype)
+    features = features.contiguous(memory_format=torch.channels_last)
+    NATIVE.linear_head(features, weights.contiguous(), found, num_threads=torch.get_num_threads())
+    return found
 
 
 def feature_gradient(gradient: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
     """dJ/dF = W^T . dJ/dz in `dtype`, of sums in the weights': [B, C, h, w] by [C, K] or [B, C, K] -> [B, K, h, w]."""
+    if not _own(gradient, weights, dtype):
+        return _product(gradient, weights).to(dtype)
     found = _made(gradient, weights.shape[-1], dtype)
-    if _own(found, weights) and not gradient.requires_grad:
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
-        NATIVE.linear_head_backward(gradient, weights.contiguous(), found, num_threads=torch.get_num_threads())
-        return found
-    return _product(gradient, weights).to(dtype)
+    gradient = gradient.contiguous(memory_format=torch.channels_last)
+    NATIVE.linear_head_backward(gradient, weights.contiguous(), found, num_threads=torch.get_num_threads())
+    return found
 
 
-def _own(features: Tensor, weights: Tensor) -> bool:
-    """Whether the kernel is built, serves such features, and nobody asks autograd for a gradient of its result."""
-    if NATIVE is None or features.device.type != "cpu" or features.requires_grad or weights.requires_grad:
+def _own(maps: Tensor, weights: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the kernel is built, serves features of this dtype, and nobody asks autograd for a gradient."""
+    if NATIVE is None or maps.device.type != "cpu" or maps.requires_grad or weights.requires_grad:
         return False
-    if weights.dtype != torch.float32 or features.dtype not in (torch.float32, torch.bfloat16):
+    if weights.dtype != torch.float32 or dtype not in (torch.float32, torch.bfloat16):
         return False
     if 4 * weights.shape[-2] * weights.shape[-1] > _MOST:
         return False
-    return bool(NATIVE.linear_head_serves(features.dtype == torch.bfloat16, features.shape[1]))
+    return bool(NATIVE.linear_head_serves(dtype == torch.bfloat16, weights.shape[-1]))
 
 
 def _made(like: Tensor, channels: int, dtype: torch.dtype) -> Tensor:

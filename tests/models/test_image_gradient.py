@@ -15,7 +15,20 @@ pytestmark = pytest.mark.skipif(
 )
 # a block of 64 columns of g, more and less; a band of 32 rows, more and less; one cell; odd and even
 SIZES = [(37, 131), (64, 128), (33, 97), (70, 95), (17, 258), (31, 33), (16, 16)]
-WINDOWS = [(7, 3), (3, 1), (3, 0), (5, 2), (4, 1), (2, 0), (1, 0), (1, 1), (2, 2), (16, 5), (6, 7)]  # kernel, padding
+WINDOWS = [
+    (7, 3),
+    (3, 1),
+    (3, 0),
+    (5, 2),
+    (4, 1),
+    (2, 0),
+    (1, 0),
+    (1, 1),
+    (2, 2),
+    (16, 5),
+    (6, 7),
+    (1, 140),
+]  # kernel, padding
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
