@@ -149,9 +149,7 @@ void linear_head(py::handle features_, py::handle weight_, py::handle logits_, i
   auto call = head_of<LinearHead>(features, weight, logits);
   logits.writable();
   call.features = features.data, call.logits = static_cast<float*>(logits.data);
-  threads = threads_or_all(threads);
-  py::gil_scoped_release released;
-  cpu::linear_head(call, threads);
+  dispatch(call, features, py::none(), 0, std::nullopt, threads, &cpu::linear_head, nullptr);  // refused on CUDA above
 }
 
 void linear_head_backward(py::handle gradient_, py::handle weight_, py::handle feature_gradient_, int threads) {
@@ -160,9 +158,8 @@ void linear_head_backward(py::handle gradient_, py::handle weight_, py::handle f
   auto call = head_of<LinearHeadBackward>(feature_gradient, weight, gradient);
   feature_gradient.writable();
   call.gradient = static_cast<const float*>(gradient.data), call.feature_gradient = feature_gradient.data;
-  threads = threads_or_all(threads);
-  py::gil_scoped_release released;
-  cpu::linear_head_backward(call, threads);
+  dispatch(call, gradient, py::none(), 0, std::nullopt, threads, &cpu::linear_head_backward,
+           nullptr);  // refused on CUDA above
 }
 
 void image_gradient(py::handle gradient_, py::handle weight_, py::handle x_gradient_, Sides padding, int threads) {
@@ -191,9 +188,7 @@ void image_gradient(py::handle gradient_, py::handle weight_, py::handle x_gradi
   gradient.on_device_of(x), weight.on_device_of(x);
   if (x.numel == 0) return;
   c.gradient = gradient.data, c.weight = weight.data, c.x_gradient = x.data;
-  threads = threads_or_all(threads);
-  py::gil_scoped_release released;
-  cpu::image_gradient(c, threads);
+  dispatch(c, gradient, py::none(), 0, std::nullopt, threads, &cpu::image_gradient, nullptr);  // refused on CUDA above
 }
 }  // namespace
 

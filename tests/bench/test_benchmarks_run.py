@@ -30,6 +30,12 @@ def test_climb_benchmarks() -> None:
     assert done.stdout.count(".") >= 4
 
 
+def test_network_kernel_benchmarks() -> None:
+    """Each is held against float64 before it is timed."""
+    done = run("-m", "pytest", "benchmarks/test_network_kernels.py", "--tiny", "--benchmark-disable")
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
 def test_kernel_benchmarks_and_their_table(tmp_path: Path) -> None:
     """Without torch.compile, which takes seconds a case; benchmarks/gpu.py below compiles one."""
     report = tmp_path / "report.json"
