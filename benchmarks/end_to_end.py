@@ -134,6 +134,7 @@ def step_figures(model: af.CamModel, view: Tensor, label: int, dtype: str, flops
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """All figures; the whole runs' are stored before the steps are measured, for they take minutes."""
     lite0 = options.network == "efficientnet_lite0"
     model = af.load_model("efficientnet_lite0") if lite0 else random_model(options.network)
     size = tuple(options.size)
@@ -147,13 +148,27 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     found["executor"] = next(iter(makers.values())).executor
     if not options.steps_only:
         found |= whole_runs(options, folder, model, makers, network, view, classes)
+        store(found, options)
     figures = {dtype: step_figures(model, view, classes[0], dtype, flops) for dtype in makers}
     for name, figure in figures.items():
         found.setdefault("step_seconds", {})[name] = figure["step_seconds"]
         if name != "mixed":  # of two rates
             found.setdefault("probe_gigaflops", {})[name] = figure["probe_gigaflops"]
             found.setdefault("share_of_probe", {})[name] = figure["share_of_probe"]
-    return found | {"step_gigaflop": flops / 1e9}
+    found["step_gigaflop"] = flops / 1e9
+    store(found, options)
+    return found
+
+
+def store(found: dict[str, Any], options: argparse.Namespace) -> None:
+    """Into the results file; whole runs replace what stood there, steps alone leave those of other precisions."""
+    results = json.loads(options.out.read_text()) if options.out.exists() else {}
+    name = f"{options.network}, {options.preset}"
+    stored = results.get(name, {}) if options.steps_only else {}
+    for key, value in found.items():
+        stored[key] = stored.get(key, {}) | value if isinstance(value, dict) else value
+    results[name] = stored
+    options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def whole_runs(
@@ -200,13 +215,6 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(options, Path(folder))
-    results = json.loads(options.out.read_text()) if options.out.exists() else {}
-    name = f"{options.network}, {options.preset}"
-    before = results.get(name, {}) if options.steps_only else {}
-    for key, value in found.items():  # of the precisions that were measured: others stay
-        before[key] = before.get(key, {}) | value if isinstance(value, dict) else value
-    results[name] = before
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
     for name, step in found["step_seconds"].items():
         ratio, share = found.get("ratio", {}).get(name), found["share_of_probe"].get(name)
         of_plain = f"{ratio:.2f} x the plain loop; " if ratio else ""
