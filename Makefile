@@ -11,8 +11,9 @@ demo: $(VENV)/.built
 	rm -rf demo_run
 	$(BIN)/advcam-fast demo --out demo_run
 
+# Two processes, each with as many threads as ever: threads that wait must not spin.
 test: $(VENV)/.built lint
-	$(BIN)/python -m pytest -m "not soak"
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not soak" -n 2 --dist loadgroup
 
 soak: $(VENV)/.built
 	$(BIN)/python -m pytest -m soak

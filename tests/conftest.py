@@ -1,10 +1,19 @@
-"""Shared facts of the tests: where the optional real photos are."""
+"""Shared facts of the tests: where the optional real photos are, and what one process of `make test` keeps together."""
 
 from pathlib import Path
 
 import pytest
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+TOGETHER = ("browser", "cli", "executor", "export")  # folders whose tests share what takes long to make
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests, or a folder's, go to one process of pytest-xdist; cli's come first, for it forks its commands."""
+    for item in items:
+        together = item.path.parent if item.path.parent.name in TOGETHER else item.path
+        item.add_marker(pytest.mark.xdist_group(together.name))
+    items.sort(key=lambda item: item.path.parent.name != "cli")
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,6 +28,7 @@ from advcam_fast.metrics.segmentation import SIZES, ImageCounts, SegmentationMet
 from advcam_fast.pipelines.judged_run import JudgedMasks, JudgedRun, RunMaps
 from advcam_fast.pipelines.label import Progress
 from advcam_fast.pipelines.per_image import PerImage
+from advcam_fast.pipelines.side_by_side import side_by_side
 from advcam_fast.store import StoreError
 
 PAPER_THRESHOLDS = tuple(step / 100 for step in range(15, 35))
@@ -172,8 +171,8 @@ def evaluate(
 
     todo = [item for item in dataset.items if _has_truth(item, wanted)]
     result.without_truth = len(dataset.items) - len(todo)
-    with _one_thread_each() as workers, ThreadPoolExecutor(workers) as pool:
-        for done, (item, found) in enumerate(_in_order(pool, measure, todo, 2 * workers), start=1):
+    with side_by_side() as each:
+        for done, (item, found) in enumerate(each(measure, todo), start=1):
             reason = found if isinstance(found, str) else ""
             if isinstance(found, str):
                 result.failures.append((item.id, found))
@@ -190,31 +189,6 @@ def evaluate(
 def _has_truth(item: Item, wanted: Wanted) -> bool:
     masked, boxed = item.mask is not None, item.boxes != ()
     return (wanted.segmentation and masked) or (wanted.boxes and boxed) or (wanted.pixels and masked)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[int]:
-    """As many workers as torch has threads; within each torch has one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield before
-    finally:
-        torch.set_num_threads(before)
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[Item], Any], items: Sequence[Item], ahead: int
-) -> Iterator[tuple[Item, Any]]:
-    """Every item with what work makes of it; a few are worked on ahead."""
-    waiting: deque[tuple[Item, Future[Any]]] = deque()
-    for item in items:
-        waiting.append((item, pool.submit(work, item)))
-        if len(waiting) > ahead:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    for item, future in waiting:
-        yield item, future.result()
 
 
 def _measure(item: Item, run: Judged, wanted: Wanted) -> Measured:

@@ -1,9 +1,13 @@
-"""refine: the maps of a run in, palette masks and instances out; resumable, and one bad image never stops it."""
+"""refine: the maps of a run in, palette masks and instances out; resumable, and one bad image never stops it.
+
+On a CPU images are refined side by side, one a thread: what one of them needs does not share threads well.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from advcam_fast.data import AVAILABLE, Dataset, ImageError, TarMember, read_ima
 from advcam_fast.errors import UsageError, first_line
 from advcam_fast.models import AffinityNet
 from advcam_fast.pipelines.label import NO_LABELS, Progress
+from advcam_fast.pipelines.side_by_side import side_by_side
 from advcam_fast.refine import RefineConfig, instances_of, mask_of, refined_maps
 from advcam_fast.store import (
     MOST_CLASSES,
@@ -78,26 +83,44 @@ def refine_run(
     """Makes the mask of every finished item of `run` that `masks` does not have yet, and its instances.
 
     dataset: where the images of the run are found again, by id. classes: of `run_classes`. net: of a walk by its
-    boundary, and of instances; on `device`, the CPU where it is not given. An item without maps, image or fitting sizes
-    is recorded as failed with the reason. Raises StoreError if nothing can be written any more.
+    boundary, and of instances; on `device`, the CPU where it is not given, which refines as many images side by side as
+    torch has threads. An item without maps, image or fitting sizes is recorded as failed with the reason. Raises
+    StoreError if nothing can be written any more.
     """
     folders: list[MaskFolder | InstanceFolder] = [masks, *([] if instances is None else [instances])]
+    device = device or torch.device("cpu")
     work = _Refining(
         run,
         {item.id: item.path for item in dataset.items},
         {name: number + 1 for number, name in enumerate(classes)},
         config,
         net,
-        device or torch.device("cpu"),
+        device,
     )
-    done = frozenset.intersection(*(folder.done_ids() for folder in folders))
-    records = [record for record in run.records() if record.id not in done]
-    total, finished = len(records) + len(done), len(done)
-    for record in records:
-        lacking = [folder for folder in folders if record.id not in folder.done_ids()]
-        reason = work.item(record, lacking)
-        finished += 1
-        report(Progress(record.id, finished, total, reason))
+    done = {folder: folder.done_ids() for folder in folders}
+    in_all = frozenset.intersection(*done.values())
+    records = [record for record in run.records() if record.id not in in_all]
+    total = len(records) + len(in_all)
+
+    def refine(record: Record) -> str:
+        return work.item(record, [folder for folder in folders if record.id not in done[folder]])
+
+    with _evaluating(net), side_by_side(None if device.type == "cpu" else 1) as each:
+        for finished, (record, reason) in enumerate(each(refine, records), start=len(in_all) + 1):
+            report(Progress(record.id, finished, total, reason))
+
+
+@contextmanager
+def _evaluating(net: AffinityNet | None) -> Iterator[None]:
+    """No thread may put the net back into training while another predicts."""
+    training = net is not None and net.training
+    if net is not None:
+        net.eval()
+    try:
+        yield
+    finally:
+        if net is not None:
+            net.train(training)
 
 
 class _NoMask(Exception):
@@ -115,7 +138,7 @@ class _Refining:
 
     def item(self, record: Record, folders: Sequence[MaskFolder | InstanceFolder]) -> str:
         """Writes what an item has in folders, or why it has nothing; returns the reason."""
-        flags = list(record.flags)
+        flags, finished = list(record.flags), 0
         try:
             maps, image = self._maps(record), self._image(record)
             boundary, displacement = self._fields(image)
@@ -126,16 +149,16 @@ class _Refining:
                     stored = [StoredInstance(record.labels[one.which], one.score, one.mask) for one in found]
                     size = (image.shape[1], image.shape[2])
                     folder.finish(record.id, size, stored, flags=flags, labels=record.labels)
-                    continue
-                mask = self._mask(record, maps, image, boundary)
-                empty = NO_LABELS not in flags and not bool(mask.any())
-                more = [ONLY_BACKGROUND] if empty else []
-                folder.finish(record.id, mask, flags=[*flags, *more], labels=record.labels)
+                else:
+                    mask = self._mask(record, maps, image, boundary)
+                    empty = NO_LABELS not in flags and not bool(mask.any())
+                    more = [ONLY_BACKGROUND] if empty else []
+                    folder.finish(record.id, mask, flags=[*flags, *more], labels=record.labels)
+                finished += 1
         except (ImageError, _NoMask, ValueError, MemoryError) as error:
             reason = first_line(error)
-            for folder in folders:
-                if record.id not in folder.done_ids():
-                    folder.fail(record.id, reason, labels=record.labels)
+            for folder in folders[finished:]:
+                folder.fail(record.id, reason, labels=record.labels)
             return reason
         return ""
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from advcam_fast.data import Dataset, ImageError, TarMember, read_image, read_mask
 from advcam_fast.errors import UsageError, first_line
 from advcam_fast.pipelines.label import Progress
-from advcam_fast.store import MaskFolder, RunFolder, StoreError
+from advcam_fast.pipelines.side_by_side import side_by_side
+from advcam_fast.store import MaskFolder, Record, RunFolder, StoreError
 from advcam_fast.train import affinity_labels
 
 UNSURE = 255
@@ -36,8 +37,8 @@ def sure_labels(
     tagged = [record for record in run.records() if record.status == "ok" and record.labels]
     done = folder.done_ids()
     todo = [record for record in tagged if record.id not in done]
-    for finished, record in enumerate(todo, start=len(tagged) - len(todo) + 1):
-        reason = ""
+
+    def make(record: Record) -> str:
         try:
             if record.id not in paths:
                 raise ImageError("this data set has no image of this id: --data names another")
@@ -48,7 +49,12 @@ def sure_labels(
         except (ImageError, ValueError, MemoryError) as error:
             reason = first_line(error)
             folder.fail(record.id, reason, labels=record.labels)
-        report(Progress(record.id, finished, len(tagged), reason))
+            return reason
+        return ""
+
+    with side_by_side() as each:
+        for finished, (record, reason) in enumerate(each(make, todo), start=len(tagged) - len(todo) + 1):
+            report(Progress(record.id, finished, len(tagged), reason))
 
 
 class SureImages:

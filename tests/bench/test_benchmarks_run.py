@@ -77,6 +77,16 @@ def test_throughput_benchmark(tmp_path: Path) -> None:
     assert rows <= set(report) and all(report[row]["ours, images/s"] > 0 for row in rows)
 
 
+def test_refine_benchmark(tmp_path: Path) -> None:
+    pytest.importorskip("skimage", reason="scikit-image is not installed")
+    out = tmp_path / "report.json"
+    small = ["--images", "3", "--size", "75", "100", "--rounds", "1", "--out", str(out)]
+    done = run("benchmarks/refine.py", *small)
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = {name: row for name, row in json.loads(out.read_text()).items() if " against " in name}
+    assert len(rows) == 3 and all(row["ours, images/s"] > 0 for row in rows.values())
+
+
 @pytest.fixture(scope="module")
 def gpu_report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
     out = tmp_path_factory.mktemp("gpu") / "gpu.json"
