@@ -79,9 +79,11 @@ def test_dense_crf(
 
 @pytest.mark.parametrize("threads", [1, 0], indirect=True, ids=["one_thread", "all_threads"])
 @pytest.mark.parametrize("labels", [2, 21])
-def test_threads(benchmark: BenchmarkFixture, labels: int, threads: int, shrink: int) -> None:
-    image = picture("astronaut", shrink)
-    unary = energies(labels, 1, *image.shape[:2])
-    benchmark.group = f"dense_crf, astronaut 375x500, {labels} labels, by the clock, {threads} threads"
+@pytest.mark.parametrize("images", [1, 4])
+def test_threads(benchmark: BenchmarkFixture, images: int, labels: int, threads: int, shrink: int) -> None:
+    """Threads share an image, or take one each where there are as many."""
+    image = picture("astronaut", shrink)[None].repeat(images, 1, 1, 1)
+    unary = energies(labels, images, *image.shape[1:3])
+    benchmark.group = f"dense_crf, {images} of 375x500, {labels} labels, by the clock, {threads} threads"
     benchmark.extra_info["implementation"] = "ours"
-    benchmark(ours, image, unary)
+    benchmark(ops.dense_crf, image, unary)
