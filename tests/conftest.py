@@ -1,8 +1,11 @@
-"""Shared facts of the tests: where the optional real photos are, and what one process of `make test` keeps together."""
+"""What holds for all tests: random numbers, what one process of `make test` keeps together, the optional photos."""
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 TOGETHER = ("browser", "cli", "executor", "export")  # folders whose tests share what takes long to make
@@ -14,6 +17,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         together = item.path.parent if item.path.parent.name in TOGETHER else item.path
         item.add_marker(pytest.mark.xdist_group(together.name))
     items.sort(key=lambda item: item.path.parent.name != "cli")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Which tests a process ran before must not choose a test's numbers, nor those of its fixtures."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
