@@ -54,12 +54,12 @@ def test_what_waits_is_dropped_where_the_caller_fails() -> None:
 
     def work(number: int) -> None:
         begun.append(number)
-        time.sleep(0.05)
+        time.sleep(0.5 * (number > 0))
 
     with pytest.raises(KeyboardInterrupt), side_by_side() as each:
         for _ in each(work, range(1000)):
             raise KeyboardInterrupt
-    assert len(begun) < 3 + 2 * 3 + 1  # three at work and three behind them were yet to begin at most
+    assert len(begun) <= 4, "the first, which had ended, and three at work; not the seven that were asked for"
     assert torch.get_num_threads() == 3
 
 
