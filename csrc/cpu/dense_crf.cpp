@@ -8,33 +8,12 @@
 #include <stdexcept>
 #include <vector>
 
-#include "cpu/lattice.h"
-#include "cpu/lattice_filter.h"
+#include "cpu/crf_kernel.h"
 #include "cpu/simd.h"
 
 namespace advcam::cpu {
 namespace {
-// What one job takes on.
-constexpr int64_t kVerticesOfJob = 1024, kLinksOfJob = 4096, kPatchesOfJob = 4;
-
-template <class T>
-void blur_axis(const Lattice<T>& lattice, int axis, int64_t job, int leaf, T* value) {
-  const uint32_t* chains = lattice.chain(axis);
-  const auto start = [&](int64_t place) {  // of the first chain that begins at this place or behind it
-    const uint32_t* at = chains + std::min(place, lattice.linked[axis]);
-    while (!(*at & kStart)) ++at;
-    return at;
-  };
-  Leaves<T>::blur[leaf](start(job * kLinksOfJob), start((job + 1) * kLinksOfJob), value);
-}
-
-int64_t jobs_of(int64_t items, int64_t of_job) { return (items + of_job - 1) / of_job; }
-
-template <class T>
-Corners<T> corners_at(const Lattice<T>& lattice, int64_t patch, int64_t tile) {
-  const int64_t at = lattice.at(patch, tile);
-  return {lattice.corner.get() + at, lattice.weight.get() + at};
-}
+constexpr int64_t kPatchesOfJob = 4;  // what one job takes on
 
 // Has the corners of the tile after this one fetched: they lie behind these, and no cache has kept them since the last
 // step. Inline, or the compiler drops the call of what has no result.
@@ -42,23 +21,6 @@ template <class T>
 ADVCAM_INLINE void fetch_next(Corners<T> at, int corners) {
   for (int i = corners * kTile; i < 2 * corners * kTile; i += 64 / sizeof(T)) __builtin_prefetch(at.weight + i);
   for (int i = corners * kTile; i < 2 * corners * kTile; i += 32) __builtin_prefetch(at.copy + i);
-}
-
-// What of a lattice's values a patch has.
-template <class T>
-struct Copies {
-  const int32_t* vertex;
-  int64_t count, first;
-  Copies(const Lattice<T>& l, int64_t patch)
-      : vertex(l.vertex.get() + l.copies[patch]),
-        count(l.copies[patch + 1] - l.copies[patch]),
-        first(l.copies[patch]) {}
-};
-
-template <class T>
-void gather_copies(const Lattice<T>& l, int64_t job, int leaf, const T* copies, T* value) {
-  const int64_t first = job * kVerticesOfJob, count = std::min(kVerticesOfJob, l.vertices - first);
-  Leaves<T>::gather[leaf](l.begin.get() + first, l.copy.get(), count, copies, value + first * kWidths[leaf]);
 }
 
 // Channels that are filtered side by side.
@@ -82,67 +44,34 @@ std::vector<Block> blocks_of(int64_t sets, int64_t labels) {
   return blocks;
 }
 
-// A lattice and what its kernel multiplies with: the weight of the kernel and the constant of slicing. The
-// normalisation is in the weights of the pixels.
 template <class T>
-struct Kernel {
-  Lattice<T> lattice;
-  T scale = 0;
-
-  // Takes F(1)^-1/2 into the weights.
-  void normalise(const Patches& patches, float kernel_weight, int threads) {
-    const int corners = lattice.corners;
-    const bool small = corners == 3;
-    const T alpha = T(1) / (T(1) + T(1) / T(1 << (corners - 1)));
-    scale = T(kernel_weight) * alpha;
-    const Array<T> copies(lattice.copies.back()), value(lattice.vertices);
-    in_parallel(threads, patches.count, [&](int64_t p) {
-      const Copies<T> own(lattice, p);
-      T ones[kTile];
-      std::fill_n(ones, kTile, T(1));
-      std::fill_n(&copies[own.first], own.count, T(0));
-      for (int64_t t = 0; t < patches.tiles; ++t)
-        (small ? Leaves<T>::splat3 : Leaves<T>::splat6)[0](corners_at(lattice, p, t), ones, &copies[own.first]);
-    });
-    in_parallel(threads, jobs_of(lattice.vertices, kVerticesOfJob),
-                [&](int64_t job) { gather_copies(lattice, job, 0, copies.get(), value.get()); });
-    for (int axis = 0; axis < corners; ++axis)
-      in_parallel(threads, jobs_of(lattice.linked[axis], kLinksOfJob),
-                  [&](int64_t job) { blur_axis(lattice, axis, job, 0, value.get()); });
-    in_parallel(threads, patches.count, [&](int64_t p) {
-      const Copies<T> own(lattice, p);
-      Leaves<T>::fetch[0](own.vertex, own.count, value.get(), &copies[own.first]);
-      for (int64_t t = 0; t < patches.tiles; ++t) {
-        T norm[kTile];
-        const Source<T> from{corners_at(lattice, p, t), &copies[own.first], alpha};
-        (small ? Leaves<T>::slice3 : Leaves<T>::slice6)[0](&from, norm);
-        for (T& f : norm) f = T(1) / std::sqrt(f + T(1e-20));
-        for (int c = 0; c < corners; ++c)
-          for (int n = 0; n < kTile; ++n) lattice.weight[lattice.at(p, t) + c * kTile + n] *= norm[n];
-      }
-    });
-  }
+struct Weighted {
+  const Lattice<T>& lattice;
+  T scale;  // of what is sliced
+  Weighted(const Kernel<T>& kernel, float weight) : lattice(kernel.lattice), scale(T(weight) * kernel.alpha()) {}
 };
 
 template <class T>
 class MeanField {
  public:
-  MeanField(const DenseCrf& c, const Patches& patches, const std::vector<const Kernel<T>*>& kernels, int threads)
+  MeanField(const DenseCrf& c, const Patches& patches, const std::vector<Weighted<T>>& kernels, int threads)
       : c_(c),
         patches_(patches),
         kernels_(kernels),
         threads_(threads),
         pixels_(c.height * c.width),
         rows_(c.sets * c.labels + 1),
-        blocks_(blocks_of(c.sets, c.labels)) {
-    for (const Kernel<T>* kernel : kernels_) {
+        energies_(c.labels == 2 ? 1 : c.labels),
+        blocks_(blocks_of(c.sets, c.labels)),
+        energy_(patches.count * patches.slots() * c.sets * energies_) {
+    for (const Weighted<T>& kernel : kernels_) {
       int64_t most = 0;
-      for (int64_t p = 0; p < patches.count; ++p) most = std::max(most, Copies<T>(kernel->lattice, p).count);
+      for (int64_t p = 0; p < patches.count; ++p) most = std::max(most, Copies<T>(kernel.lattice, p).count);
       for (const Block& block : blocks_) {
         most_.push_back(most);
-        values_.emplace_back(kernel->lattice.vertices * block.width);
-        sums_.emplace_back(alone() ? kernel->lattice.vertices * block.width : 0);
-        copies_.emplace_back(alone() ? 0 : kernel->lattice.copies.back() * block.width);
+        values_.emplace_back(kernel.lattice.vertices * block.width);
+        sums_.emplace_back(alone() ? kernel.lattice.vertices * block.width : 0);
+        copies_.emplace_back(alone() ? 0 : kernel.lattice.copies.back() * block.width);
       }
     }
   }
@@ -166,10 +95,13 @@ class MeanField {
  private:
   const DenseCrf& c_;
   const Patches& patches_;
-  const std::vector<const Kernel<T>*>& kernels_;
+  const std::vector<Weighted<T>>& kernels_;
   const int threads_;
-  const int64_t pixels_, rows_;
+  const int64_t pixels_, rows_, energies_;
   const std::vector<Block> blocks_;
+  // [patches, tiles, sets, energies, kTile]  the unary energies in the order in which they are read; for two labels the
+  // last one's less the first one's, for nothing else counts.
+  const Array<T> energy_;
   // [kernels, blocks] of [vertices, width] and [copies, width]. One thread adds what a patch has to the sums at once;
   // several leave it in the copies, which the vertices then add in the same order.
   std::vector<Array<T>> values_, sums_, copies_;
@@ -189,7 +121,7 @@ class MeanField {
     }
   };
 
-  const Lattice<T>& lattice(size_t v) const { return kernels_[v / blocks_.size()]->lattice; }
+  const Lattice<T>& lattice(size_t v) const { return kernels_[v / blocks_.size()].lattice; }
   const Block& block(size_t v) const { return blocks_[v % blocks_.size()]; }
   bool alone() const { return threads_ == 1; }
   T* copies(size_t v, int64_t patch, const Scratch& scratch) const {
@@ -207,8 +139,8 @@ class MeanField {
       if (messages)
         slice(p, t, scratch);
       else
-        std::fill_n(scratch.rows.get(), rows_ * kTile, T(0));
-      good &= update(p, t, last, unary, scratch.rows.get(), scratch.padded.get());
+        good &= order(p, t, unary, scratch.padded.get()), std::fill_n(scratch.rows.get(), rows_ * kTile, T(0));
+      update(p, t, last, scratch.rows.get());
       last ? give(p, t, scratch.rows.get(), out) : splat(p, t, scratch);
     }
     if (alone() && !last) scatter(p, scratch);
@@ -260,8 +192,8 @@ class MeanField {
       Source<T> from[2];
       int corners = 0;
       for (size_t k = 0; k < kernels_.size(); ++k) {
-        const Lattice<T>& l = kernels_[k]->lattice;
-        from[k] = {corners_at(l, patch, tile), scratch.value[k * blocks_.size() + b].get(), kernels_[k]->scale};
+        const Lattice<T>& l = kernels_[k].lattice;
+        from[k] = {corners_at(l, patch, tile), scratch.value[k * blocks_.size() + b].get(), kernels_[k].scale};
         corners += l.corners;
         if (b == 0) fetch_next(from[k].at, l.corners);
       }
@@ -285,25 +217,33 @@ class MeanField {
       each((y - top) * kSide, y * patches_.width + x, std::min<int64_t>(kSide, patches_.width - x));
   }
 
-  // Turns the messages of a tile into probabilities, in its rows.
-  bool update(int64_t patch, int64_t tile, bool last, const T* unary, T* rows, T* padded) {
-    const int64_t x = patches_.left(patch), y = patches_.top(patch, tile);
-    const bool whole = patches_.inside(x + kSide - 1, y + kTile / kSide - 1);
+  T* energy(int64_t patch, int64_t tile) const {
+    return &energy_[(patch * patches_.tiles + tile) * c_.sets * energies_ * kTile];
+  }
+
+  // Orders a tile's unary energies. Returns false if those of a pixel are no distribution.
+  bool order(int64_t patch, int64_t tile, const T* unary, T* padded) const {
+    T* to = energy(patch, tile);
     bool good = true;
-    for (int64_t s = 0; s < c_.sets; ++s) {
-      const T* energy = unary + s * c_.labels * pixels_;
-      if (!whole) {
-        std::fill_n(padded, c_.labels * kTile, T(0));
-        each_line(patch, tile, [&](int64_t at, int64_t pixel, int64_t count) {
-          for (int64_t l = 0; l < c_.labels; ++l)
-            std::copy_n(energy + l * pixels_ + pixel, count, padded + l * kTile + at);
-        });
-      }
-      T* const to = rows + s * c_.labels * kTile;
-      good &= whole ? normalise_(to, c_.labels, energy + y * patches_.width + x, pixels_, patches_.width, !last)
-                    : normalise_(to, c_.labels, padded, kTile, kSide, !last);
+    std::fill_n(padded, c_.labels * kTile, T(0));  // outside the image
+    for (int64_t s = 0; s < c_.sets; ++s, to += energies_ * kTile) {
+      each_line(patch, tile, [&](int64_t at, int64_t pixel, int64_t count) {
+        for (int64_t l = 0; l < c_.labels; ++l)
+          std::copy_n(unary + (s * c_.labels + l) * pixels_ + pixel, count, padded + l * kTile + at);
+      });
+      good &= distributions(padded, c_.labels);
+      if (c_.labels == 2)
+        for (int n = 0; n < kTile; ++n) to[n] = padded[kTile + n] - padded[n];
+      else
+        std::copy_n(padded, c_.labels * kTile, to);
     }
     return good;
+  }
+
+  // Turns the messages of a tile into probabilities, in its rows.
+  void update(int64_t patch, int64_t tile, bool last, T* rows) const {
+    for (int64_t s = 0; s < c_.sets; ++s)
+      normalise_(rows + s * c_.labels * kTile, c_.labels, energy(patch, tile) + s * energies_ * kTile, !last);
   }
 
   void give(int64_t patch, int64_t tile, const T* rows, T* out) const {
@@ -326,50 +266,21 @@ class MeanField {
   }
 };
 
-// f / deviation in float32, as the lattice wants it.
-std::vector<float> scaled(int64_t n, float deviation) {
-  std::vector<float> f(n);
-  for (int64_t i = 0; i < n; ++i) f[i] = static_cast<float>(i) / deviation;
-  return f;
-}
-
-template <class T>
-void build(const DenseCrf& c, const Patches& patches, Lattice<T>* lattice, int threads) {
-  const std::vector<float> place = scaled(std::max(c.height, c.width), c.gaussian_sxy);
-  const auto fill = [&](int64_t x, int64_t y, int n, float (&f)[2][kTile]) { f[0][n] = place[x], f[1][n] = place[y]; };
-  build_lattice(patches, gaussian_shape(c), fill, threads, lattice);
-}
-
-template <class T>
-void build(const DenseCrf& c, const Patches& patches, const uint8_t* image, Lattice<T>* lattice, int threads) {
-  const std::vector<float> place = scaled(std::max(c.height, c.width), c.bilateral_sxy);
-  const std::vector<float> colour = scaled(256, c.bilateral_srgb);
-  const auto fill = [&](int64_t x, int64_t y, int n, float (&f)[5][kTile]) {
-    f[0][n] = place[x], f[1][n] = place[y];
-    for (int k = 0; k < 3; ++k) f[2 + k][n] = colour[image[3 * (y * c.width + x) + k]];
-  };
-  build_lattice(patches, bilateral_shape(c), fill, threads, lattice);
-}
-
 template <class T>
 void run(const DenseCrf& c, int threads) {
   const int64_t pixels = c.height * c.width, size = c.sets * c.labels * pixels;
   const int image_threads = c.batch >= threads ? 1 : threads;  // images side by side, or the threads within an image
   const Patches patches(c.height, c.width);
-  Kernel<T> gaussian;
-  if (c.gaussian_weight != 0) {
-    build(c, patches, &gaussian.lattice, threads);
-    gaussian.normalise(patches, c.gaussian_weight, threads);
-  }
+  std::shared_ptr<const Kernel<T>> gaussian;
+  if (c.gaussian_weight != 0) gaussian = kept_gaussian_kernel<T>(c, patches, threads);
   std::vector<uint8_t> good(c.batch, 1);
   in_parallel(image_threads > 1 ? 1 : threads, c.batch, [&](int64_t b) {
     Kernel<T> bilateral;
-    std::vector<const Kernel<T>*> kernels;
-    if (c.gaussian_weight != 0) kernels.push_back(&gaussian);
+    std::vector<Weighted<T>> kernels;
+    if (gaussian) kernels.push_back({*gaussian, c.gaussian_weight});
     if (c.bilateral_weight != 0) {
-      build(c, patches, c.images + b * pixels * 3, &bilateral.lattice, image_threads);
-      bilateral.normalise(patches, c.bilateral_weight, image_threads);
-      kernels.push_back(&bilateral);
+      bilateral = bilateral_kernel<T>(c, patches, c.images + b * pixels * 3, image_threads);
+      kernels.push_back({bilateral, c.bilateral_weight});
     }
     MeanField<T> field(c, patches, kernels, image_threads);
     good[b] = field.run(static_cast<const T*>(c.unary) + b * size, static_cast<T*>(c.probability) + b * size);

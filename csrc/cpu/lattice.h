@@ -32,6 +32,9 @@ struct Patches {
   int64_t left(int64_t patch) const { return patch % across * kSide; }
   int64_t top(int64_t patch, int64_t tile) const { return patch / across * lines + tile * (kTile / kSide); }
   bool inside(int64_t x, int64_t y) const { return x < width && y < height; }
+  bool whole(int64_t patch, int64_t tile) const {
+    return inside(left(patch) + kSide - 1, top(patch, tile) + kTile / kSide - 1);
+  }
 };
 
 // Keys to numbers in the order of their first appearance: open addressing, at most a quarter full. Most keys lie in one
@@ -142,13 +145,16 @@ struct Lattice {
   std::vector<int64_t> linked;  // [corners]  how many vertices the chains of an axis have
 
   const uint32_t* chain(int axis) const { return chains.get() + axis * (vertices + 1); }
+  int64_t bytes() const {  // nearly
+    return corners * (int64_t(first.size() - 1) * slots * (sizeof(T) + 2) + 4 * vertices) + 12 * copies.back();
+  }
   int64_t at(int64_t patch, int64_t tile) const { return (patch * slots + tile * kTile) * corners; }
 };
 
 template <int d, class Key, class T>
 class LatticeBuilder {
  public:
-  // fill(x, y, n, f) writes the features [d, kTile] of pixel (x, y) to f[.][n].
+  // fill(left, y, n, f) writes the features [d, kTile] of the kSide pixels from (left, y) on to f[.][n] on.
   template <class Fill>
   LatticeBuilder(const Patches& patches, const LatticeShape<d>& shape, const Fill& fill, int threads,
                  Lattice<T>* lattice)
@@ -199,14 +205,16 @@ class LatticeBuilder {
       const int64_t top = patches_.top(patch, t), at = to_.at(patch, t);
       float f[d][kTile], w[d + 1][kTile];
       Key k[d + 1][kTile];
-      for (int n = 0; n < kTile; ++n)
-        fill(std::min(left + n % kSide, patches_.width - 1), std::min(top + n / kSide, patches_.height - 1), n, f);
+      for (int n = 0; n < kTile; n += kSide) fill(left, std::min(top + n / kSide, patches_.height - 1), n, f);
       simplices(shape_, f, w, k);
       for (int c = 0; c <= d; ++c) {
-        for (int n = 0; n < kTile; ++n)
-          to_.weight[at + c * kTile + n] = patches_.inside(left + n % kSide, top + n / kSide) ? T(w[c][n]) : T(0);
+        std::copy_n(w[c], kTile, &to_.weight[at + c * kTile]);
         std::copy_n(k[c], kTile, &scratch->key[c * slots + t * kTile]);
       }
+      if (patches_.whole(patch, t)) continue;
+      for (int n = 0; n < kTile; ++n)
+        for (int c = 0; c <= d && !patches_.inside(left + n % kSide, top + n / kSide); ++c)
+          to_.weight[at + c * kTile + n] = T(0);
     }
     Names& names = name_[patch];
     for (int c = 0; c <= d; ++c) {

@@ -81,7 +81,7 @@ ADVCAM_INLINE void splat(Corners<T> at, const T* points, T* copies) {
     const int n = i * kApart % kTile + i * kApart / kTile;
     const V q = *reinterpret_cast<const V*>(points + K * n);
     for (int c = 0; c < kCorners; ++c)
-      *reinterpret_cast<V*>(copies + K * at.copy[c * kTile + n]) += q * at.weight[c * kTile + n];
+      *reinterpret_cast<V*>(copies + size_t{K} * at.copy[c * kTile + n]) += q * at.weight[c * kTile + n];
   }
 }
 
@@ -99,7 +99,8 @@ ADVCAM_INLINE void slice_pixel(const Source<T>& from, int n, typename VectorOf<T
   using V = typename VectorOf<T, K>::type;
   V sum{};
   for (int c = 0; c < kCorners; ++c)
-    sum += *reinterpret_cast<const V*>(from.copies + K * from.at.copy[c * kTile + n]) * from.at.weight[c * kTile + n];
+    sum += *reinterpret_cast<const V*>(from.copies + size_t{K} * from.at.copy[c * kTile + n]) *
+           from.at.weight[c * kTile + n];
   message += sum * from.scale;
 }
 
@@ -199,62 +200,52 @@ ADVCAM_INLINE float exp_of_negative(float x) {
 }
 ADVCAM_INLINE double exp_of_negative(double x) { return std::exp(x); }
 
-// Of the next tile, the lines of a label below these: no prefetcher of a processor guesses them.
+// Whether each pixel's energies [labels, kTile] make a distribution: no NaN, no minus infinity, and not all infinite.
 template <class T>
-ADVCAM_INLINE void fetch_below(const T* unary, int64_t width) {
-  for (int y = kTile / kSide; y < 2 * kTile / kSide; ++y)
-    for (int x = 0; x < kSide; x += 64 / sizeof(T)) __builtin_prefetch(unary + y * width + x);
+ADVCAM_INLINE bool distributions(const T* energy, int64_t labels) {
+  constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  T least[kTile];
+  std::fill_n(least, kTile, kInfinity);
+  int bad = 0;  // a bool would keep the loops from being ones of vectors
+  for (int64_t l = 0; l < labels; ++l) {
+    for (int n = 0; n < kTile; ++n) {
+      const T e = energy[l * kTile + n];
+      bad += !(e > -kInfinity);
+      least[n] = e < least[n] ? e : least[n];
+    }
+  }
+  for (int n = 0; n < kTile; ++n) bad += !(least[n] < kInfinity);
+  return bad == 0;
 }
 
 // normalise, below, for two labels: the logistic function of one difference.
 template <class T>
-ADVCAM_INLINE bool normalise_two(T* __restrict rows, const T* __restrict unary, int64_t pixels, int64_t width,
-                                 bool differences) {
-  T ahead[kTile], most[kTile];
-  fetch_below(unary, width), fetch_below(unary + pixels, width);
-  for (int y = 0; y < kTile / kSide; ++y) {
-    for (int x = 0; x < kSide; ++x) {
-      const int n = y * kSide + x;
-      const T first = rows[n] - unary[y * width + x], last = -unary[pixels + y * width + x];
-      ahead[n] = first - last;
-      most[n] = first > last ? first : last;
-    }
-  }
-  int bad = 0;  // a bool would keep the loop from being one of vectors
-  for (int n = 0; n < kTile; ++n) bad += !((ahead[n] == ahead[n]) & (most[n] < std::numeric_limits<T>::infinity()));
+ADVCAM_INLINE void normalise_two(T* __restrict rows, const T* __restrict energy, bool differences) {
   for (int n = 0; n < kTile; ++n) {
-    const T small = exp_of_negative(ahead[n] > 0 ? -ahead[n] : ahead[n]), larger = T(1) / (T(1) + small);
+    const T ahead = rows[n] + energy[n];
+    const T small = exp_of_negative(ahead > 0 ? -ahead : ahead), larger = T(1) / (T(1) + small);
     const T smaller = small * larger, difference = larger - smaller;
-    const T first = ahead[n] > 0 ? larger : smaller, signed_difference = ahead[n] > 0 ? difference : -difference;
+    const T first = ahead > 0 ? larger : smaller, signed_difference = ahead > 0 ? difference : -difference;
     rows[n] = differences ? signed_difference : first;
-    rows[kTile + n] = ahead[n] > 0 ? smaller : larger;
+    rows[kTile + n] = ahead > 0 ? smaller : larger;
   }
-  return bad == 0;
 }
 
-// unary: the tile's first pixel; `pixels` to the next label, `width` to the next line.
+// energy: [labels, kTile] unary energies; of two labels, [kTile], the last one's less the first one's.
 // rows [labels, kTile]: messages of all labels but the last come, each less that of the last label, which softmax does
 // not mind. Leave: the probabilities, or, `differences`, those of all labels but the last less that of the last one,
-// whose filter gives the next messages. Returns false if a pixel's unary energies are no distribution.
+// whose filter gives the next messages.
 template <class T>
-ADVCAM_INLINE bool normalise(T* __restrict rows, int64_t labels, const T* __restrict unary, int64_t pixels,
-                             int64_t width, bool differences) {
-  if (labels == 2) return normalise_two(rows, unary, pixels, width, differences);
+ADVCAM_INLINE void normalise(T* __restrict rows, int64_t labels, const T* __restrict energy, bool differences) {
+  if (labels == 2) return normalise_two(rows, energy, differences);
   T most[kTile], sum[kTile];
   T* __restrict last = rows + (labels - 1) * kTile;
-  for (int y = 0; y < kTile / kSide; ++y)
-    for (int x = 0; x < kSide; ++x)
-      last[y * kSide + x] = most[y * kSide + x] = -unary[(labels - 1) * pixels + y * width + x];
+  for (int n = 0; n < kTile; ++n) last[n] = most[n] = -energy[(labels - 1) * kTile + n];
   for (int64_t l = 0; l + 1 < labels; ++l) {
-    T* __restrict row = rows + l * kTile;
-    const T* __restrict u = unary + l * pixels;
-    fetch_below(u, width);
-    for (int y = 0; y < kTile / kSide; ++y) {
-      for (int x = 0; x < kSide; ++x) {
-        const int n = y * kSide + x;
-        row[n] -= u[y * width + x];
-        most[n] = row[n] > most[n] ? row[n] : most[n];
-      }
+    for (int n = 0; n < kTile; ++n) {
+      const T logit = rows[l * kTile + n] - energy[l * kTile + n];
+      rows[l * kTile + n] = logit;
+      most[n] = logit > most[n] ? logit : most[n];
     }
   }
   for (int n = 0; n < kTile; ++n) sum[n] = 0;
@@ -265,16 +256,11 @@ ADVCAM_INLINE bool normalise(T* __restrict rows, int64_t labels, const T* __rest
       sum[n] += row[n];
     }
   }
-  int bad = 0;
-  for (int n = 0; n < kTile; ++n) {
-    bad += !(sum[n] >= T(1));
-    sum[n] = T(1) / sum[n];
-  }
+  for (int n = 0; n < kTile; ++n) sum[n] = T(1) / sum[n];
   for (int64_t l = 0; l + 1 < labels; ++l)
     for (int n = 0; n < kTile; ++n)
       rows[l * kTile + n] = (rows[l * kTile + n] - (differences ? last[n] : T(0))) * sum[n];
   for (int n = 0; n < kTile; ++n) last[n] *= sum[n];
-  return bad == 0;
 }
 
 template <class T>
@@ -306,9 +292,7 @@ struct Leaves;
   ADVCAM_CHANNELS(T, 8)                                                                                             \
   ADVCAM_CHANNELS(T, 16)                                                                                            \
   ADVCAM_CHANNELS(T, 20)                                                                                            \
-  ADVCAM_CLONES static bool normalise_(T* r, int64_t l, const T* u, int64_t p, int64_t w, bool d) {                 \
-    return normalise(r, l, u, p, w, d);                                                                             \
-  }                                                                                                                 \
+  ADVCAM_CLONES static void normalise_(T* r, int64_t l, const T* e, bool d) { normalise(r, l, e, d); }              \
   template <>                                                                                                       \
   struct Leaves<T> {                                                                                                \
     static constexpr void (*gather[])(const int32_t*, const int32_t*, int64_t, const T*, T*) = ADVCAM_TABLE(gather, \

@@ -1,4 +1,9 @@
+import itertools
 import math
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,6 +164,51 @@ def test_same_bits_whatever_the_threads_and_else_in_the_batch(threads, labels):
         assert torch.equal(ops.dense_crf(images[1:2], unary[1:2]), alone)
     finally:
         torch.set_num_threads(before)
+
+
+def test_kept_lattices_serve_their_own_size_and_deviation_alone():
+    """Same bits as in a process of their own: a lattice is kept by height, width and deviation, for every dtype."""
+    cases = [((30, 40), 3), ((40, 30), 3), ((30, 41), 3), ((30, 40), 4), ((40, 40), 3)]
+
+    def results(order):
+        found = {}
+        for (size, sxy), dtype in itertools.product(order, (torch.float32, torch.float64)):
+            images, unary = case(size, 3, dtype=dtype)
+            found[size, sxy, dtype] = ops.dense_crf(images, unary, gaussian=(sxy, 3), bilateral=None)
+        return found
+
+    first, again = results(cases), results(reversed(cases))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    for (size, sxy), dtype in itertools.product(cases, (torch.float32, torch.float64)):
+        close(first[size, sxy, dtype], reference.dense_crf(*case(size, 3, dtype=dtype), 10, (sxy, 3), None))
+
+
+def test_kept_lattices_serve_threads_at_once():
+    """With sizes that come and go, so that some are built by two at a time."""
+    sizes = [(33 + i % 5, 47) for i in range(40)]
+    want = {size: ops.dense_crf(*case(size, 2)) for size in set(sizes)}
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda size: ops.dense_crf(*case(size, 2)), sizes))
+    assert all(torch.equal(want[size], result) for size, result in zip(sizes, got, strict=True))
+
+
+KEEP_MANY = """
+import torch
+from advcam_fast import ops
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+for i in range(24):
+    images, unary = torch.zeros(1, 700, 1000 + i, 3, dtype=torch.uint8), torch.zeros(1, 1, 700, 1000 + i).double()
+    ops.dense_crf(images, unary, steps=0, bilateral=None)
+    before = resident() if i == 0 else before
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc to read a process's memory from")
+def test_few_lattices_are_kept():
+    """Each of these takes 21 MB and more; 64 MB are kept in all."""
+    result = subprocess.run([sys.executable, "-c", KEEP_MANY], capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 200
 
 
 def test_non_contiguous():
