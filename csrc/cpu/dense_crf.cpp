@@ -266,9 +266,12 @@ class MeanField {
   }
 };
 
+// How many sets go side by side: those that one block has room for. More would only crowd the cache.
+int64_t sets_of_field(int64_t labels) { return std::max<int64_t>(1, kMostChannels / std::max<int64_t>(1, labels - 1)); }
+
 template <class T>
 void run(const DenseCrf& c, int threads) {
-  const int64_t pixels = c.height * c.width, size = c.sets * c.labels * pixels;
+  const int64_t pixels = c.height * c.width;
   const int image_threads = c.batch >= threads ? 1 : threads;  // images side by side, or the threads within an image
   const Patches patches(c.height, c.width);
   std::shared_ptr<const Kernel<T>> gaussian;
@@ -282,8 +285,13 @@ void run(const DenseCrf& c, int threads) {
       bilateral = bilateral_kernel<T>(c, patches, c.images + b * pixels * 3, image_threads);
       kernels.push_back({bilateral, c.bilateral_weight});
     }
-    MeanField<T> field(c, patches, kernels, image_threads);
-    good[b] = field.run(static_cast<const T*>(c.unary) + b * size, static_cast<T*>(c.probability) + b * size);
+    DenseCrf part = c;
+    for (int64_t s = 0; s < c.sets; s += part.sets) {
+      part.sets = std::min(c.sets - s, sets_of_field(c.labels));
+      const int64_t at = (b * c.sets + s) * c.labels * pixels;
+      MeanField<T> field(part, patches, kernels, image_threads);
+      good[b] &= field.run(static_cast<const T*>(c.unary) + at, static_cast<T*>(c.probability) + at);
+    }
   });
   if (std::find(good.begin(), good.end(), 0) != good.end())
     throw std::invalid_argument(

@@ -99,7 +99,7 @@ def test_values(dtype, options):
             close(ops.dense_crf(images, unary, steps, **options), want, dtype)
 
 
-@pytest.mark.parametrize("labels", [2, 3, 9])
+@pytest.mark.parametrize("labels", [2, 3, 9, 21])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_sets_share_a_lattice(dtype, labels):
     images, unary = case((20, 31), labels, sets=3, dtype=dtype, dark=8)
