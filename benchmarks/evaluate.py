@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--naive", type=int, default=30)
     parser.add_argument("--folder", type=Path, help="where the files go; by default the system's temporary folder")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows: dict[str, Any] = {"threads": options.threads}
@@ -132,7 +133,7 @@ def main() -> None:
             rows[f"{images} images, {len(thresholds)} thresholds"] = measure(folder, spec, images, thresholds)
         naive = released_sweep(folder, options.naive, PAPER_THRESHOLDS)
         rows["released, 20 passes, CAM alone, scaled to train_aug"] = naive / options.naive * TRAIN_AUG
-    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+    options.out.write_text(json.dumps(rows, indent=1) + "\n")
     print(json.dumps(rows, indent=1))
 
 

@@ -89,6 +89,38 @@ def test_refine_benchmark(tmp_path: Path) -> None:
     assert len(rows) == 3 and all(row["ours, images/s"] > 0 for row in rows.values())
 
 
+def test_memory_benchmark() -> None:
+    for kind in ("plain", "fp32", "bf16"):
+        done = run("benchmarks/memory.py", "--network", "efficientnet_lite0", "--row", kind, "64", "96", "1")
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert json.loads(done.stdout)["megabytes"] > 0
+
+
+def test_evaluate_benchmark(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    done = run("benchmarks/evaluate.py", "--images", "12", "--naive", "2", "--threads", "1", "--out", str(out))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads(out.read_text())["12 images, 20 thresholds"]["seconds"] > 0
+
+
+def test_quality_benchmark(tmp_path: Path, real_data: Path) -> None:
+    out = tmp_path / "report.json"
+    done = run("benchmarks/quality.py", "horses", "--items", "1-2", "--preset", "cam", "--out", str(out))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "cam on horses 1-2: cam 0." in done.stdout and out.exists()
+
+
+def test_drift_benchmark(tmp_path: Path, real_data: Path) -> None:
+    """Rounding grows from step to step, and the fewer the bits the larger it is."""
+    out, picture = tmp_path / "report.json", tmp_path / "drift.png"
+    options = ["--every", "400", "--steps", "3", "--out", str(out), "--picture", str(picture)]
+    done = run("benchmarks/drift.py", *options)
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = json.loads(out.read_text())["distance"]
+    assert rows["fp32"][0] < 1e-5 < rows["bf16"][0] < 0.1 and rows["fp32"][0] < rows["fp32"][2]
+    assert picture.stat().st_size > 1000
+
+
 @pytest.fixture(scope="module")
 def gpu_report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
     out = tmp_path_factory.mktemp("gpu") / "gpu.json"
