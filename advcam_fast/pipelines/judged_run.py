@@ -72,9 +72,7 @@ class JudgedRun:
     def read(self, item: Item) -> RunMaps:
         """The maps of an item; raises ImageError, StoreError or UsageError with the reason why there are none."""
         if item.id not in self.labels:
-            damaged = self._run.file_path(item.id).exists()
-            reason = self._reasons.get(item.id) or ("its file is not whole" if damaged else "it is not in the run")
-            raise ImageError(f"no map in {self.path}: {reason}")
+            raise ImageError(f"no map in {self.path}: {self._reasons.get(item.id) or 'it is not in the run'}")
         stored, labels = self._run.read_maps(item.id), self.labels[item.id]
         numbers, initial = stored["classes"].tolist(), stored["initial"]
         size = (int(initial.shape[1]), int(initial.shape[2]))

@@ -43,11 +43,11 @@ def images_of(run: ItemFolder, data: str | None) -> str:
 
 
 def run_classes(run: RunFolder) -> list[str]:
-    """The class names of a run's maps, sorted: mask value v > 0 is number v - 1 of them.
+    """The class names of a run's maps, damaged ones too, sorted: mask value v > 0 is number v - 1 of them.
 
     Raises UsageError where there are none, or more than a mask has values for.
     """
-    names = sorted({label for record in run.records() if record.status == "ok" for label in record.labels})
+    names = sorted({label for record in run.records() if record.sha256 for label in record.labels})
     if not names:
         raise UsageError(f"{run.path}: no image of this run has maps")
     if len(names) > MOST_CLASSES:
@@ -56,9 +56,11 @@ def run_classes(run: RunFolder) -> list[str]:
 
 
 def run_digest(run: RunFolder) -> str:
-    """SHA-256 over the digests of all maps: masks of other maps are other masks."""
+    """SHA-256 over the digests of all maps: masks of other maps are other masks. A damaged file changes nothing."""
     digest = hashlib.sha256()
-    for line in sorted(f"{record.id} {record.status} {record.sha256}" for record in run.records()):
+    for line in sorted(
+        f"{record.id} {'ok' if record.sha256 else 'failed'} {record.sha256}" for record in run.records()
+    ):
         digest.update(line.encode())
     return digest.hexdigest()
 

@@ -34,12 +34,14 @@ def sure_labels(
     """
     paths = {item.id: item.path for item in dataset.items}
     number = {name: index for index, name in enumerate(classes)}
-    tagged = [record for record in run.records() if record.status == "ok" and record.labels]
+    tagged = [record for record in run.records() if record.labels]
     done = folder.done_ids()
     todo = [record for record in tagged if record.id not in done]
 
     def make(record: Record) -> str:
         try:
+            if record.status != "ok":
+                raise ImageError(f"no maps: {record.reason}")
             if record.id not in paths:
                 raise ImageError("this data set has no image of this id: --data names another")
             maps = _maps(run, record.id, len(record.labels))

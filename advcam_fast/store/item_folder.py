@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from advcam_fast.store.settings import check_unchanged, plain_settings, read_run
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+NOT_WHOLE = "its file is not whole"
 MAIN = "main"  # the part of a job's first process; those of its others are open only beside it
 
 _LOCK, _SETTINGS, _NEW_SETTINGS = ".lock", "run.toml", ".run.toml.tmp"
@@ -49,8 +50,9 @@ class _Writer:
 class ItemFolder:
     """Work on disk: `open` starts or resumes it for writing, `read` only looks at it.
 
-    An item is finished when it failed, or when the manifest says "ok" and its file is there, whole. Only ids are kept
-    in memory. `finish` and `fail` may be called from several threads.
+    An item is finished when it failed, or when the manifest says "ok" and its file is there, whole. One whose file is
+    not is to be done again by who writes, and has failed for who only looks. Only ids are kept in memory. `finish` and
+    `fail` may be called from several threads.
     """
 
     FOLDER = ""  # of the items' files, within this one
@@ -62,19 +64,22 @@ class ItemFolder:
         self._writer = writer
         self._ok: set[str] = set()
         self._failed: set[str] = set()
+        self._not_whole: set[str] = set()  # only looked at
         self._to_retry: set[str] = set()
         self.reload(verify)
 
     def reload(self, verify: bool = False) -> None:
         """Reads the manifest again: what other processes have finished since. Of an item the last line counts."""
-        self._ok, self._failed = set(), set()
+        self._ok, self._failed, self._not_whole = set(), set(), set()
         for record in self._lines():
-            self._ok.discard(record.id)
-            self._failed.discard(record.id)
+            for known in (self._ok, self._failed, self._not_whole):
+                known.discard(record.id)
             if record.status == "failed":
                 self._failed.add(record.id)
             elif self._is_whole(record, verify):
                 self._ok.add(record.id)
+            elif self._writer is None:
+                self._not_whole.add(record.id)
 
     @classmethod
     def open(
@@ -134,14 +139,15 @@ class ItemFolder:
 
     def counts(self) -> dict[str, int]:
         """How many items are finished: {"ok": ..., "failed": ...}."""
-        return {"ok": len(self._ok), "failed": len(self._failed)}
+        return {"ok": len(self._ok), "failed": len(self._failed) + len(self._not_whole)}
 
     def records(self) -> Iterator[Record]:
         """The record of every finished item, in the manifest's order; of an item done again, its last one."""
-        last = {record.id: n for n, record in enumerate(self._lines()) if self._status(record.id) == record.status}
+        last = {record.id: n for n, record in enumerate(self._lines()) if self._status(record.id)}
         for n, record in enumerate(self._lines()):
             if last.get(record.id) == n:
-                yield record
+                status = self._status(record.id)
+                yield record if record.status == status else replace(record, status="failed", reason=status)
 
     def fail(self, item_id: str, reason: str, *, labels: Sequence[str] = ()) -> None:
         """Records that an item failed, and why; a file that it had before is removed."""
@@ -199,6 +205,8 @@ class ItemFolder:
         return heapq.merge(*parts, key=lambda record: record.time)
 
     def _status(self, item_id: str) -> str:
+        if item_id in self._not_whole:
+            return NOT_WHOLE
         return "ok" if item_id in self._ok else "failed" if item_id in self._failed else ""
 
     def _is_whole(self, record: Record, verify: bool) -> bool:

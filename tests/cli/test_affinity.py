@@ -55,6 +55,14 @@ def test_trained_on_maps_it_gives_a_net_that_refines(labelled: Path, run: Callab
     assert refined.json()["coco"] == str(labelled / "instances.json")
 
 
+def test_a_cut_map_file_teaches_nothing_and_is_told(labelled: Path, run: Callable[..., Ended], tmp_path: Path) -> None:
+    file = labelled / "maps" / "e.npz"
+    file.write_bytes(file.read_bytes()[:100])
+    ended = run("train-affinity", "--run", labelled, "--out", tmp_path / "affinity", *SMALL, "--set", "epochs=1")
+    assert ended.code == 3
+    assert "failed: e: no maps: its file is not whole" in ended.err and "trained on 2 images" in ended.err
+
+
 def test_killed_it_goes_on_to_the_same_weights(labelled: Path, run: Callable[..., Ended], tmp_path: Path) -> None:
     command = ("train-affinity", "--run", labelled, *SMALL, "--set", "epochs=6")
     assert run(*command, "--out", tmp_path / "whole").code == 0

@@ -101,6 +101,24 @@ def test_what_has_no_mask_is_recorded_and_the_rest_is_done(
     assert sorted(mask_files(labelled / "masks")) == ["d.png"]
 
 
+def test_a_cut_map_file_is_told_and_made_again(
+    labelled: Path, run: Callable[..., Ended], label: Callable[..., Ended]
+) -> None:
+    """The manifest knows its size. Once `label` has made it again, to the same bits, the masks go on."""
+    file = labelled / "maps" / "e.npz"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    ended = run("refine", "--run", labelled)
+    assert ended.code == 3
+    assert (
+        "failed: e: no maps: its file is not whole" in ended.err and "3 of 4 images have masks, 1 failed" in ended.err
+    )
+    assert label(f"csv:{labelled.parent / 'photos' / 'labels.csv'}", labelled).code == 0
+    assert file.read_bytes() == whole
+    again = run("refine", "--run", labelled, "--retry-failed")
+    assert again.code == 0 and "4 of 4 images have masks, 0 failed; 1 done now" in again.err
+
+
 def test_images_that_failed_have_no_masks_either(
     label: Callable[..., Ended], run: Callable[..., Ended], tmp_path: Path
 ) -> None:

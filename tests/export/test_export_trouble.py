@@ -56,7 +56,7 @@ def test_items_that_cannot_be_are_told_and_the_rest_is_written(tmp_path: Path) -
     assert [reason.split(": ")[0] for reason in reasons] == ["a", "b/c d", "turned"]
     assert "not a JPEG" in reasons[0]
     assert "this one is 60 x 60" in reasons[1]
-    assert "masks: 'turned' has no file: not done" in reasons[2]
+    assert "masks: 'turned' has no file: its file is not whole" in reasons[2]
     coco = COCO(tmp_path / "out" / "coco" / "annotations" / "instances_rle.json")
     assert [image["item_id"] for image in coco.loadImgs(coco.getImgIds())] == ["empty", "odd"]
     assert len(list((tmp_path / "out" / "voc" / "SegmentationClass").iterdir())) == 2

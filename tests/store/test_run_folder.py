@@ -203,13 +203,22 @@ def test_an_item_without_its_whole_file_is_not_done(tmp_path: Path, damage: str)
     path = tmp_path / "maps" / "a.npz"
     content = path.read_bytes()
     path.unlink() if damage == "missing" else path.write_bytes(content[:-1] if damage == "short" else b"")
+    looked_at = RunFolder.read(tmp_path)  # who cannot do it again is told
+    assert looked_at.done_ids() == {"b"} and looked_at.counts() == {"ok": 1, "failed": 1}
+    assert [(record.id, record.status, record.reason) for record in looked_at.records()] == [
+        ("a", "failed", "its file is not whole"),
+        ("b", "ok", ""),
+    ]
+    with pytest.raises(StoreError, match="'a' has no file: its file is not whole"):
+        looked_at.read_maps("a")
     with RunFolder.open(tmp_path, SETTINGS) as run:
-        assert run.done_ids() == {"b"}
+        assert run.done_ids() == {"b"} and run.counts() == {"ok": 1, "failed": 0}
         assert [record.id for record in run.records()] == ["b"]
         run.finish("a", maps(7))
         assert run.done_ids() == {"a", "b"}
-    read = RunFolder.read(tmp_path, verify=True)
-    assert [record.id for record in read.records()] == ["b", "a"]
+    looked_at.reload(verify=True)
+    assert looked_at.done_ids() == {"a", "b"} and looked_at.counts() == {"ok": 2, "failed": 0}
+    assert [record.id for record in looked_at.records()] == ["b", "a"]
 
 
 def test_a_changed_byte_is_found_by_verify_only(tmp_path: Path) -> None:
