@@ -76,7 +76,7 @@ def dense_crf(
     Q <- softmax(-unary), then `steps` times Q <- softmax(-unary + sum_k w_k n_k F_k(n_k Q)), over the labels of each
     pixel. F_k: a Gaussian filter on the permutohedral lattice; n_k = F_k(1)^-1/2. The lattices do as pydensecrf's do:
     diagonal kernels, symmetric normalisation, Potts compatibility, its scaling, rounding and blur. On a CPU the
-    Gaussian's lattices of the last image sizes are kept from call to call, 64 MB at most.
+    Gaussian's lattices of the last image sizes are kept from call to call, 64 MB of each dtype at most.
 
     Args:
         images: uint8 [B, H, W, 3].

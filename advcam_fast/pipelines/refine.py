@@ -65,6 +65,21 @@ def run_digest(run: RunFolder) -> str:
     return digest.hexdigest()
 
 
+def stored_maps(run: RunFolder, record: Record, paths: Mapping[str, Path | TarMember]) -> torch.Tensor:
+    """The strided maps of an item, one a label. Raises ValueError where there are none that fit, or no image of it."""
+    if record.status != "ok":
+        raise ValueError(f"no maps: {record.reason}")
+    if record.id not in paths:
+        raise ValueError("this data set has no image of this id: --data names another")
+    try:
+        maps = run.read_maps(record.id)["strided"]
+    except StoreError as error:  # which would end the run: it is this item's alone
+        raise ValueError(str(error)) from error
+    if len(maps) != len(record.labels):
+        raise ValueError(f"{len(maps)} maps for {len(record.labels)} labels in its file")
+    return maps
+
+
 def instances_beside(masks: Path) -> Path:
     """The folder of the instances that belong to a folder of masks."""
     return masks.with_name("instances" if masks.name == "masks" else f"{masks.name}_instances")
@@ -142,7 +157,7 @@ class _Refining:
         """Writes what an item has in folders, or why it has nothing; returns the reason."""
         flags, finished = list(record.flags), 0
         try:
-            maps, image = self._maps(record), self._image(record)
+            maps, image = stored_maps(self.run, record, self.paths).to(self.device), self._image(record)
             boundary, displacement = self._fields(image)
             for folder in folders:
                 if isinstance(folder, InstanceFolder):
@@ -163,19 +178,6 @@ class _Refining:
                 folder.fail(record.id, reason, labels=record.labels)
             return reason
         return ""
-
-    def _maps(self, record: Record) -> torch.Tensor:
-        if record.status != "ok":
-            raise _NoMask(f"no maps: {record.reason}")
-        if record.id not in self.paths:
-            raise _NoMask("this data set has no image of this id: --data names another")
-        try:
-            maps = self.run.read_maps(record.id)["strided"]
-        except StoreError as error:
-            raise _NoMask(str(error)) from error
-        if len(maps) != len(record.labels):
-            raise _NoMask(f"{len(maps)} maps for {len(record.labels)} labels in its file")
-        return maps.to(self.device)
 
     def _image(self, record: Record) -> torch.Tensor:
         return read_image(self.paths[record.id]).to(self.device)

@@ -11,8 +11,9 @@ from torch import Tensor
 from advcam_fast.data import Dataset, ImageError, TarMember, read_image, read_mask
 from advcam_fast.errors import UsageError, first_line
 from advcam_fast.pipelines.label import Progress
+from advcam_fast.pipelines.refine import stored_maps
 from advcam_fast.pipelines.side_by_side import side_by_side
-from advcam_fast.store import MaskFolder, Record, RunFolder, StoreError
+from advcam_fast.store import MaskFolder, Record, RunFolder
 from advcam_fast.train import affinity_labels
 
 UNSURE = 255
@@ -40,11 +41,7 @@ def sure_labels(
 
     def make(record: Record) -> str:
         try:
-            if record.status != "ok":
-                raise ImageError(f"no maps: {record.reason}")
-            if record.id not in paths:
-                raise ImageError("this data set has no image of this id: --data names another")
-            maps = _maps(run, record.id, len(record.labels))
+            maps = stored_maps(run, record, paths)
             indices = torch.tensor([number[label] for label in record.labels])
             labels = affinity_labels(read_image(paths[record.id]), maps, indices, foreground, background)
             folder.finish(record.id, labels, labels=record.labels)
@@ -82,13 +79,3 @@ class SureImages:
 
 def _teaches(labels: Tensor) -> bool:
     return bool(((labels > 0) & (labels != UNSURE)).any())
-
-
-def _maps(run: RunFolder, item_id: str, wanted: int) -> Tensor:
-    try:
-        maps = run.read_maps(item_id)["strided"]
-    except StoreError as error:
-        raise ImageError(str(error)) from error
-    if len(maps) != wanted:
-        raise ImageError(f"{len(maps)} maps for {wanted} labels in its file")
-    return maps

@@ -156,11 +156,13 @@ std::shared_ptr<const Kernel<T>> kept_gaussian_kernel(const DenseCrf& c, const P
   const auto kernel = std::make_shared<const Kernel<T>>(gaussian_kernel<T>(c, patches, threads));
   const std::lock_guard<std::mutex> lock(mutex);
   if (std::none_of(all.begin(), all.end(), fits)) all.push_front({c.height, c.width, c.gaussian_sxy, kernel});
-  int64_t bytes = 0;
-  for (auto k = all.begin(); k != all.end();) {
-    bytes += k->kernel->lattice.bytes();
-    k = bytes > kMostBytes ? all.erase(k) : std::next(k);
-  }
+  int64_t room = kMostBytes;
+  all.remove_if([&](const Kept& k) {  // one that is too large alone costs no other its place
+    const int64_t bytes = k.kernel->lattice.bytes();
+    const bool fits_in = bytes <= room;
+    if (fits_in) room -= bytes;
+    return !fits_in;
+  });
   return kernel;
 }
 }  // namespace advcam::cpu
