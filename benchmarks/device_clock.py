@@ -41,6 +41,11 @@ def bandwidth(device_name: str) -> float | None:
     return DATA_SHEET[max(found, key=len)] if found else None
 
 
+def rounds_within(budget: float, seconds: float, most: int) -> int:
+    """How often a call that takes `seconds` fits into a budget of seconds: 3 to `most` times."""
+    return max(3, min(most, int(budget / max(seconds, 1e-9))))
+
+
 def synchronise(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from device_clock import bandwidth, call_seconds, kernel_seconds
+from device_clock import bandwidth, call_seconds, kernel_seconds, rounds_within
 
 from advcam_fast import CamModel, ClimbConfig, compute_maps, ops
 from advcam_fast.bench.agreement import check
@@ -26,6 +26,7 @@ from advcam_fast.ops.backend import backend_of, has_triton
 
 Row = dict[str, Any]
 STEPS = 4
+KERNEL_SECONDS = 0.25  # of each of a row's two timings: a peer that takes a tenth of a second is not called 100 times
 COMPILED_PAIRS = 16  # torch.compile takes seconds a case: at one batch size only
 PEERS = ("eager", "compiled", "plain")  # what ours is compared with: that one of them fails is no fault of ours
 
@@ -94,9 +95,10 @@ def kernel_rows(device: str, quick: bool) -> Iterator[Row]:
 def time_kernel(stem: str, run: Callable[..., Any], arguments: Arguments, device: str, speed: float | None) -> Row:
     moved = minimum_bytes(arguments, outputs(stem, run, arguments))
     run(**arguments)
-    seconds = kernel_seconds(lambda: run(**arguments), device)
-    calls = 20
-    back_to_back = call_seconds(lambda: [run(**arguments) for _ in range(calls)], device) / calls
+    once = call_seconds(lambda: run(**arguments), device, 1)
+    seconds = kernel_seconds(lambda: run(**arguments), device, rounds_within(KERNEL_SECONDS, once, 30))
+    calls = rounds_within(KERNEL_SECONDS, 3 * once, 20)
+    back_to_back = call_seconds(lambda: [run(**arguments) for _ in range(calls)], device, 3) / calls
     row: Row = {"seconds": seconds, "call_seconds": back_to_back, "bytes": moved}
     if speed is not None:
         row |= {"bound_seconds": moved / speed, "share_of_bound": moved / speed / seconds}

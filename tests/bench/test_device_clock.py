@@ -1,5 +1,5 @@
 import pytest
-from device_clock import bandwidth, call_seconds, kernel_seconds
+from device_clock import bandwidth, call_seconds, kernel_seconds, rounds_within
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,8 @@ def test_clocks_count_seconds():
 
     for clock in (call_seconds, kernel_seconds):
         assert 0.004 < clock(lambda: time.sleep(0.005), "cpu", 3) < 0.5
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, 30), (1e-6, 30), (0.1, 10), (0.5, 3), (60.0, 3)])
+def test_a_slow_call_is_timed_less_often(seconds, rounds):
+    assert rounds_within(1.0, seconds, 30) == rounds
