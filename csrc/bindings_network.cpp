@@ -1,5 +1,5 @@
 // The part of advcam_fast._C that a network's passes are made of: masked_relu, max_pool and, on CPUs alone,
-// image_gradient and linear_head; elsewhere a library's own transposed convolution and product are used for these.
+// pointwise, image_gradient and linear_head; elsewhere a library's own convolutions and product are used for these.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -10,6 +10,7 @@
 #include "linear_head.h"
 #include "masked_relu.h"
 #include "max_pool.h"
+#include "pointwise.h"
 
 namespace advcam {
 namespace {
@@ -190,6 +191,79 @@ void image_gradient(py::handle gradient_, py::handle weight_, py::handle x_gradi
   c.gradient = gradient.data, c.weight = weight.data, c.x_gradient = x.data;
   dispatch(c, gradient, py::none(), 0, std::nullopt, threads, &cpu::image_gradient, nullptr);  // refused on CUDA above
 }
+
+// How far apart in `whole` the positions of a grid are that has every so many of its rows and columns.
+void steps_of(const TensorView& whole, Sides stride, int64_t step[3]) {
+  step[0] = whole.shape[1] * whole.shape[2] * whole.shape[3];
+  step[1] = stride[0] * whole.shape[3] * whole.shape[1], step[2] = stride[1] * whole.shape[1];
+}
+
+void pointwise(py::handle x_, py::handle weight_, py::handle bias_, py::handle residual_, py::handle y_,
+               std::optional<double> ceiling, py::handle bits_, py::handle kept_, Sides stride, bool transposed,
+               int threads) {
+  TensorView x("x", x_), weight("weight", weight_), y("y", y_);
+  Pointwise c{};
+  c.dtype = x.dtype({DType::f32, DType::bf16});
+  weight.dtype({c.dtype}), weight.contiguous(), y.dtype({c.dtype}), y.writable();
+  for (const TensorView* v : {&x, &y}) {
+    if (v->on_cuda() || v->ndim != 4)
+      throw py::value_error(std::string(v->name) + ": shape " + v->shape_text() +
+                            " came, wanted is a channels-last (B, C, H, W) on a CPU");
+    channels_of(*v), v->on_device_of(weight);
+  }
+  const TensorView &whole = transposed ? y : x, &part = transposed ? x : y;
+  if (stride[0] < 1 || stride[1] < 1) throw py::value_error("stride: wanted are two numbers >= 1");
+  c.batch = part.shape[0], c.rows = part.shape[2], c.columns = part.shape[3];
+  for (int side : {0, 1})
+    if (whole.shape[0] != c.batch || part.shape[2 + side] != (whole.shape[2 + side] + stride[side] - 1) / stride[side])
+      throw py::value_error(std::string(part.name) + ": shape " + part.shape_text() + " came beside " + whole.name +
+                            "'s " + whole.shape_text() + ", wanted are all positions at the stride");
+  c.inputs = x.shape[1], c.outputs = y.shape[1];
+  if (weight.numel != c.inputs * c.outputs)
+    throw py::value_error("weight: " + std::to_string(weight.numel) + " elements came, wanted are " +
+                          std::to_string(c.inputs * c.outputs) + ", packed");
+  steps_of(x, transposed ? Sides{1, 1} : stride, c.x_step);
+  steps_of(y, transposed ? stride : Sides{1, 1}, c.y_step);
+  std::optional<TensorView> bias, residual, bits, kept;
+  if (!bias_.is_none()) {
+    bias.emplace("bias", bias_);
+    bias->dtype({DType::f32}), bias->has_shape({c.outputs}), bias->contiguous(), bias->on_device_of(x);
+    c.bias = static_cast<const float*>(bias->data);
+  }
+  if (!residual_.is_none()) {
+    residual.emplace("residual", residual_);
+    residual->dtype({c.dtype}), residual->same_layout_as(y);
+    c.residual = residual->data;
+  }
+  const auto bits_of_y = [&](std::optional<TensorView>& view, const char* name, py::handle given) {
+    view.emplace(name, given);
+    view->byte(), view->has_shape({(y.numel + 7) / 8}), view->contiguous(), view->on_device_of(x);
+    return static_cast<uint8_t*>(view->data);
+  };
+  if (!bits_.is_none()) {
+    c.bits = bits_of_y(bits, "bits", bits_), bits->writable();
+    if (!ceiling || (transposed && stride != Sides{1, 1}))
+      throw py::value_error("bits: they are those of a rectifier, which has to see all of y");
+  }
+  if (!kept_.is_none()) c.kept = bits_of_y(kept, "kept", kept_);
+  c.rectify = ceiling.has_value(), c.ceiling = ceiling.value_or(0);
+  if (ceiling && !(*ceiling > 0))
+    throw py::value_error("ceiling: " + std::to_string(*ceiling) + " came, wanted is a number > 0");
+  if (part.numel == 0) return;
+  c.x = x.data, c.weight = weight.data, c.y = y.data;
+  dispatch(c, x, py::none(), 0, std::nullopt, threads, &cpu::pointwise, nullptr);  // refused on CUDA above
+}
+
+void pointwise_pack(py::handle weight_, py::handle packed_) {
+  TensorView weight("weight", weight_), packed("packed", packed_);
+  const DType dtype = weight.dtype({DType::f32, DType::bf16});
+  if (weight.on_cuda() || weight.ndim != 2) throw py::value_error("weight: wanted is (outputs, inputs) on a CPU");
+  packed.dtype({dtype}), packed.writable(), packed.contiguous(), weight.contiguous(), packed.on_device_of(weight);
+  packed.has_shape({weight.numel});
+  if (!cpu::pointwise_serves(dtype, weight.shape[1], weight.shape[0]))
+    throw py::value_error("weight: shape " + weight.shape_text() + " is none that pointwise serves here");
+  cpu::pointwise_pack(dtype, weight.data, packed.data, weight.shape[1], weight.shape[0]);
+}
 }  // namespace
 
 void bind_network(py::module_& m) {
@@ -219,5 +293,13 @@ void bind_network(py::module_& m) {
         arg("weight"), arg("logits"), arg("num_threads") = 0);
   m.def("linear_head_backward", &linear_head_backward, "The gradient of its features; see csrc/linear_head.h.",
         arg("gradient"), arg("weight"), arg("feature_gradient"), arg("num_threads") = 0);
+  m.def("pointwise_serves", [](bool bf16, int64_t inputs, int64_t outputs) {
+    return cpu::pointwise_serves(bf16 ? DType::bf16 : DType::f32, inputs, outputs);
+  });
+  m.def("pointwise_pack", &pointwise_pack, "Weights as pointwise reads them; see csrc/pointwise.h.", arg("weight"),
+        arg("packed"));
+  m.def("pointwise", &pointwise, "A convolution with a kernel of one element, fused; see csrc/pointwise.h.", arg("x"),
+        arg("weight"), arg("bias"), arg("residual"), arg("y"), arg("ceiling") = none, arg("bits") = none,
+        arg("kept") = none, arg("stride") = Sides{1, 1}, arg("transposed") = false, arg("num_threads") = 0);
 }
 }  // namespace advcam

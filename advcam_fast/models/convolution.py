@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from advcam_fast import ops
 from advcam_fast.models.convolution_kernels import Aten, Window, gradient_of, operator
+from advcam_fast.models.pointwise import Pointwise, PointwiseGradient
 from advcam_fast.models.ragged import Padding, Size, Sliding
 
 
@@ -102,6 +103,8 @@ class Convolution:
         around: another padding than the module's. inside: bool [B, h, w], what the rectifier leaves.
         """
         convolve = self._for(x.shape, around).forward
+        if ceiling is not None and inside is None and isinstance(convolve, Pointwise):
+            return convolve.rectified(x, residual, writable, ceiling, save)
         if ceiling is not None and isinstance(convolve, Aten):  # bias and residual in the rectifier's pass
             value = convolve.product(x)
             return value, ops.masked_relu(value, convolve.wide_bias, residual, ceiling, inside, save)
@@ -111,10 +114,28 @@ class Convolution:
         return value, None if ceiling is None else ops.masked_relu(value, None, None, ceiling, inside, save)
 
     def gradient(
-        self, g: Tensor, size: torch.Size, into: Tensor | None = None, around: Padding | None = None
+        self,
+        g: Tensor,
+        size: torch.Size,
+        into: Tensor | None = None,
+        around: Padding | None = None,
+        kept: Tensor | None = None,
+        everywhere: bool = True,
     ) -> Tensor:
-        """dJ/dy [B, Co, h, w] -> dJ/dx of `size` [B, Ci, H, W]; with `into` added to it, in place."""
-        return self._for(size, around).gradient(g, size, into)
+        """dJ/dy [B, Co, h, w] -> dJ/dx of `size` [B, Ci, H, W]; with `into` added to it, in place.
+
+        kept: bits of the rectifier that x came from, by which the result goes on. everywhere: they are to be applied
+        to all of it; else at least to those positions that this convolution sees.
+        """
+        convolve = self._for(size, around).gradient
+        if kept is not None and isinstance(convolve, PointwiseGradient) and (convolve.everywhere or not everywhere):
+            return convolve(g, size, into, kept)
+        found = convolve(g, size, into)
+        return found if kept is None else ops.masked_relu_backward(found, kept)
+
+    def rectifies_where_it_sees(self) -> bool:
+        """Whether `gradient` applies bits in its own pass, be it to the positions alone that this convolution sees."""
+        return any(isinstance(prepared.gradient, PointwiseGradient) for prepared in self._prepared.values())
 
 
 class _Prepared:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advcam_fast._native import NATIVE
+from advcam_fast.models.pointwise import Pointwise, PointwiseGradient
 
 Forward = Callable[[Tensor, "Tensor | None"], Tensor]  # x, into -> W * x (+ into, in place)
 Gradient = Callable[[Tensor, torch.Size, "Tensor | None"], Tensor]  # g, size of x, into -> W^T * g (+ into, in place)
@@ -37,12 +38,16 @@ def onednn_serves(device_type: str, dtype: torch.dtype) -> bool:
 
 
 def operator(weight: Tensor, bias: Tensor | None, window: Window) -> Forward:
+    if window.padding == [0, 0] and window.groups == 1 and Pointwise.serves(weight):
+        return Pointwise(weight, bias, window.stride)
     kind = _Onednn if onednn_serves(weight.device.type, weight.dtype) else Aten
     return kind(weight, bias, window)
 
 
 def gradient_of(weight: Tensor, window: Window) -> Gradient:
     """The quickest way that is known to the input's gradient."""
+    if window.padding == [0, 0] and window.groups == 1 and PointwiseGradient.serves(weight):
+        return PointwiseGradient(weight, window.stride)
     depthwise = window.groups == weight.shape[0] and weight.shape[1] == 1
     reach = _reach(weight, window)
     if window.stride == [1, 1] and all(p <= r for p, r in zip(window.padding, reach, strict=True)):

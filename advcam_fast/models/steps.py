@@ -30,11 +30,16 @@ class Step:
         self.last_use: tuple[int, ...] = ()  # values that nobody reads after this step
         self.writable: frozenset[int] = frozenset()  # of them those that this step may write
 
+    def bits(self, kept: Any) -> Tensor | None:
+        """Of the rectifier that this step ends with, of what `forward` kept."""
+        return None
+
     def forward(self, values: list[Any], save: bool, frame: Frame | None = None) -> tuple[Any, Any]:
         """The value, and what backward needs. frame: where items of different sizes lie; None: all fill the canvas."""
         raise NotImplementedError
 
     def backward(self, gradient: Tensor, kept: Any, gradients: Gradients) -> None:
+        """gradient: of the value before the rectifier, if the step ends with one."""
         raise NotImplementedError
 
 
@@ -64,6 +69,24 @@ def gradient_order(steps: list[Step]) -> list[int]:
                 order.remove(number)
                 order.insert(order.index(first) + 1, number)
     return order
+
+
+def rectify_early(steps: list[Step], order: list[int]) -> None:
+    """Fills rectifies: bits are applied by who completes a value's gradient, as it is written if that costs no pass.
+
+    Steps that only see some positions of the value may come last: each applies the bits to what it has added.
+    """
+    made = {step.output: number for number, step in enumerate(steps) if isinstance(step, (Convolved, Rectifier))}
+    for value, number in made.items():
+        completing: list[Convolved] = []
+        for reader in (steps[at] for at in reversed(order) if value in steps[at].sources):
+            if not isinstance(reader, Convolved) or reader.residual == value:
+                break
+            completing.append(reader)
+            if not reader.only_where_it_sees():
+                for step in completing:
+                    step.rectifies, step.everywhere = number, step is reader
+                break
 
 
 def _give(gradients: Gradients, index: int, gradient: Tensor) -> None:
@@ -115,6 +138,16 @@ class Convolved(Step):
         self.source, self.residual, self.ceiling = source, residual, ceiling
         self.convolution = Convolution(module, dtype, backward_dtype)
         self.sliding: Sliding = sliding_of(module)
+        self.rectifies: int | None = None  # number of the step whose bits `backward` applies to the source's gradient
+        self.everywhere = True  # to all positions of it, not only to those that this step sees
+
+    def only_where_it_sees(self) -> bool:
+        """Whether it can apply bits to these positions alone."""
+        return self.sliding.skips() and self.convolution.rectifies_where_it_sees()
+
+    def bits(self, kept: Any) -> Tensor | None:
+        bits: Tensor | None = kept[1]
+        return bits
 
     def forward(self, values: list[Any], save: bool, frame: Frame | None = None) -> tuple[Any, Any]:
         x, residual = channels_last(values[self.source]), None
@@ -132,11 +165,10 @@ class Convolved(Step):
         value, bits = self.convolution.forward(x, residual, writable, self.ceiling, save, around, inside)
         return value, (x.shape, bits, around, outside)
 
-    def backward(self, gradient: Tensor, kept: Any, gradients: Gradients) -> None:
-        size, bits, around, outside = kept
-        if bits is not None:
-            ops.masked_relu_backward(gradient, bits)
-        found = self.convolution.gradient(gradient, size, gradients[self.source], around)
+    def backward(self, gradient: Tensor, kept: Any, gradients: Gradients, bits: Tensor | None = None) -> None:
+        """bits: of the step that it `rectifies`."""
+        size, _, around, outside = kept
+        found = self.convolution.gradient(gradient, size, gradients[self.source], around, bits, self.everywhere)
         gradients[self.source] = _hide(found, outside)
         if self.residual is not None:
             _give(gradients, self.residual, gradient)
@@ -153,8 +185,12 @@ class Rectifier(Step):
         inside = None if frame is None else frame.rectify(self.output, _canvas(value))
         return value, ops.masked_relu(value, ceiling=self.ceiling, valid=inside, save=save)
 
+    def bits(self, kept: Any) -> Tensor | None:
+        found: Tensor | None = kept
+        return found
+
     def backward(self, gradient: Tensor, kept: Any, gradients: Gradients) -> None:
-        _give(gradients, self.source, ops.masked_relu_backward(gradient, kept))
+        _give(gradients, self.source, gradient)
 
 
 class Addition(Step):

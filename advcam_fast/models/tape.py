@@ -40,6 +40,7 @@ class Tape:
         self.backward_dtype = backward_dtype or dtype
         self.steps, self.values, self.output = _Compiler(graph, dtype, self.backward_dtype).compiled()
         self.backwards = steps.gradient_order(self.steps)
+        steps.rectify_early(self.steps, self.backwards)
         self._regions: dict[Size, list[Region | None]] = {}
         self.unknown = Counter(step.name for step in self.steps if isinstance(step, steps.Autograd))
 
@@ -75,10 +76,21 @@ class Tape:
         gradients: list[Any] = [None] * self.values
         own = gradient.to(self.backward_dtype, memory_format=torch.channels_last)
         gradients[self.output] = own.clone(memory_format=torch.channels_last) if own is gradient else own
+        rectified: set[int] = set()  # numbers of steps whose value's gradient has been through their bits
         for number in self.backwards:
             step = self.steps[number]
             own, gradients[step.output] = gradients[step.output], None
-            if own is not None:
+            if own is None:
+                continue
+            bits = step.bits(saved[number])
+            if bits is not None and number not in rectified:
+                ops.masked_relu_backward(own, bits)
+            if isinstance(step, steps.Convolved) and step.rectifies is not None:
+                early = step.rectifies
+                step.backward(own, saved[number], gradients, self.steps[early].bits(saved[early]))
+                if step.everywhere:
+                    rectified.add(early)
+            else:
                 step.backward(own, saved[number], gradients)
         if gradients[0] is None:
             raise UnknownNetwork("no gradient comes to its input")

@@ -7,14 +7,13 @@
 #include <vector>
 
 #include "cpu/array.h"
-#include "cpu/simd.h"
+#include "cpu/wide.h"
 
 namespace {
 constexpr const char* kUnserved = "image_gradient: wanted are AVX-512 with BF16 and channels that fill vectors";
 }
 
 #if defined(ADVCAM_WIDE)
-#include <immintrin.h>
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in GCC 12's own header
 #ifdef _OPENMP
 #include <omp.h>
@@ -24,9 +23,6 @@ static int omp_get_thread_num() { return 0; }
 
 namespace advcam::cpu {
 namespace {
-// Both dtypes alike: a template is compiled for one set of instructions, and the pairs of bf16 need the larger one.
-#define WIDE __attribute__((target("arch=x86-64-v4,avx512bf16"), noinline))
-#define WIDE_INLINE static inline __attribute__((target("arch=x86-64-v4,avx512bf16"), always_inline))
 constexpr int64_t kLanes = 16, kRgb = 3;
 constexpr int64_t kVectors = 4;  // of columns at once: 24 sums, 4 of g, a weight: 29 of 32 registers
 constexpr int64_t kBand = 32;    // rows of x
@@ -74,7 +70,7 @@ std::vector<uint32_t> pack_weight(const ImageGradient& c, const Geometry& at) {
 }
 
 // 16 rows of 16 units, `stride` apart, become 16 columns, `pitch` apart.
-WIDE_INLINE void turn(const uint32_t* from, int64_t stride, uint32_t* to, int64_t pitch) {
+ADVCAM_PAIRS_INLINE void turn(const uint32_t* from, int64_t stride, uint32_t* to, int64_t pitch) {
   __m512i a[16], b[16];
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(from + i * stride);
@@ -103,7 +99,8 @@ WIDE_INLINE void turn(const uint32_t* from, int64_t stride, uint32_t* to, int64_
 }
 
 // A row of g, [columns, units], to [units, pitch], `left` from the beginning of each.
-WIDE void turn_row(const uint32_t* g, int64_t columns, int64_t units, uint32_t* to, int64_t pitch, int64_t left) {
+ADVCAM_PAIRS void turn_row(const uint32_t* g, int64_t columns, int64_t units, uint32_t* to, int64_t pitch,
+                           int64_t left) {
   for (int64_t u = 0; u < units; u += kLanes) {
     int64_t x = 0;
     for (; x + kLanes <= columns; x += kLanes) turn(g + x * units + u, units, to + u * pitch + left + x, pitch);
@@ -146,14 +143,7 @@ constexpr Interleaved<Word> kInterleaved{};
 
 using Sums = __m512[2][kRgb];  // of 16 cells: by phase and channel
 
-WIDE_INLINE __m512 multiplied(float, __m512 sum, __m512i a, __m512i b) {
-  return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
-}
-WIDE_INLINE __m512 multiplied(bf16, __m512 sum, __m512i a, __m512i b) {
-  return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
-}
-
-WIDE_INLINE void interleave(const Sums& s, float* to) {
+ADVCAM_PAIRS_INLINE void interleave(const Sums& s, float* to) {
   const auto& order = kInterleaved<uint32_t>;
 #pragma GCC unroll 6
   for (int i = 0; i < 6; ++i) {
@@ -164,7 +154,7 @@ WIDE_INLINE void interleave(const Sums& s, float* to) {
     _mm512_storeu_ps(to + 16 * i, r);
   }
 }
-WIDE_INLINE void interleave(const Sums& s, bf16* to) {
+ADVCAM_PAIRS_INLINE void interleave(const Sums& s, bf16* to) {
   const auto& order = kInterleaved<uint16_t>;
   __m512i rounded[kRgb];
 #pragma GCC unroll 3
@@ -181,7 +171,7 @@ WIDE_INLINE void interleave(const Sums& s, bf16* to) {
 
 // Cells q to q + 16 vectors.
 template <int vectors, class T>
-WIDE void write_cells(const Row<T>& r, int64_t q) {
+ADVCAM_PAIRS void write_cells(const Row<T>& r, int64_t q) {
   Sums sums[vectors];
 #pragma GCC unroll 4
   for (int v = 0; v < vectors; ++v)
@@ -271,9 +261,8 @@ void run(const ImageGradient& c, int threads) {
 }  // namespace
 
 bool image_gradient_serves(DType dtype, int64_t channels) {
-  static const bool has = wide() && __builtin_cpu_supports("avx512bf16");
   const int64_t pack = dtype == DType::bf16 ? kPack<bf16> : kPack<float>;
-  return has && (dtype == DType::bf16 || dtype == DType::f32) && channels % (pack * kLanes) == 0;
+  return wide_pairs() && (dtype == DType::bf16 || dtype == DType::f32) && channels % (pack * kLanes) == 0;
 }
 
 void image_gradient(const ImageGradient& c, int threads) {

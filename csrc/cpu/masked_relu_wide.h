@@ -33,26 +33,32 @@ LANES(4, 32, __mmask16)
 LANES(8, 64, __mmask8)
 #undef LANES
 
-// As rectify_chunk, of elements given as the integers R::type, for n a multiple of 64.
+// A register of elements given as the integers R::type, rectified; `kept`: which are above 0 and below the ceiling, or
+// NaN.
+template <bool bounded, class R, class L, class Ceiling>
+ADVCAM_WIDE_INLINE __m512i rectify_register(__m512i v, typename L::Mask& kept, Ceiling ceiling) {
+  const __m512i sign = L::all(std::numeric_limits<typename R::type>::min()), infinity = L::all(R::infinity);
+  const typename L::Mask positive = L::above(_mm512_xor_si512(v, sign), infinity);  // or 0 or NaN
+  kept = L::nonzero(positive, v);
+  const __m512i r = L::keep(positive, v);
+  if (!bounded) {
+    kept = L::differ(kept, v, infinity);
+    return r;
+  }
+  const typename L::Mask high = L::within(L::all(ceiling.least), v, infinity);
+  kept &= ~high;
+  return L::choose(high, L::all(ceiling.value), r);
+}
+
+// As rectify_chunk, for n a multiple of 64.
 template <bool bounded, class R, class Ceiling>
 ADVCAM_WIDE_INLINE void rectify_lanes(char* x, uint8_t* bits, int64_t n, Ceiling ceiling) {
   constexpr int64_t kBytes = sizeof(typename R::type), kLane = 64 / kBytes;
   using L = Lanes<kBytes>;
-  const __m512i sign = L::all(std::numeric_limits<typename R::type>::min()), infinity = L::all(R::infinity);
-  const __m512i value = L::all(ceiling.value), least = L::all(ceiling.least);
   for (int64_t i = 0; i < n; i += kLane) {
+    typename L::Mask kept;
     const __m512i v = _mm512_loadu_si512(x + i * kBytes);
-    const typename L::Mask positive = L::above(_mm512_xor_si512(v, sign), infinity);  // or 0 or NaN
-    typename L::Mask kept = L::nonzero(positive, v);
-    __m512i r = L::keep(positive, v);
-    if (bounded) {
-      const typename L::Mask high = L::within(least, v, infinity);
-      r = L::choose(high, value, r);
-      kept &= ~high;
-    } else {
-      kept = L::differ(kept, v, infinity);
-    }
-    _mm512_storeu_si512(x + i * kBytes, r);
+    _mm512_storeu_si512(x + i * kBytes, rectify_register<bounded, R, L>(v, kept, ceiling));
     if (bits) std::memcpy(bits + i / 8, &kept, sizeof kept);
   }
 }

@@ -1,11 +1,27 @@
-// Loading and storing 16 elements with AVX-512, for functions that are called where wide() says so.
+// AVX-512 for functions that are called where wide() says so: loading and storing 16 elements; and, where wide_pairs()
+// says so, multiplying units of 32 bits, which are a float or two bf16.
 #pragma once
 #include "cpu/simd.h"
 
 #if defined(ADVCAM_WIDE)
 #include <immintrin.h>
 
+// A template for both dtypes is compiled for one set of instructions: the larger one, which the pairs of bf16 need.
+#define ADVCAM_PAIRS __attribute__((target("arch=x86-64-v4,avx512bf16"), noinline))
+#define ADVCAM_PAIRS_INLINE static inline __attribute__((target("arch=x86-64-v4,avx512bf16"), always_inline))
+
 namespace advcam::cpu {
+inline bool wide_pairs() {
+  static const bool has = wide() && __builtin_cpu_supports("avx512bf16");
+  return has;
+}
+ADVCAM_PAIRS_INLINE __m512 multiplied(float, __m512 sum, __m512i a, __m512i b) {
+  return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
+}
+ADVCAM_PAIRS_INLINE __m512 multiplied(bf16, __m512 sum, __m512i a, __m512i b) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+}
+
 ADVCAM_WIDE_INLINE __m512 load16(const float* x) { return _mm512_loadu_ps(x); }
 ADVCAM_WIDE_INLINE __m512 load16(const bf16* x) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
