@@ -55,7 +55,6 @@ class PointwiseGradient:
     """dJ/dx = W^T dJ/dy, added at every so many positions of x, and what the rectifier behind x leaves of it."""
 
     def __init__(self, weight: Tensor, stride: Strides) -> None:
-        self.inputs = weight.shape[1]
         self.weight = _packed(weight.transpose(0, 1))
         self.stride = stride
         self.everywhere = stride == [1, 1]
